@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, and runs every test: C++ (ctest), Python (pytest, real server, real model), sanitizers,
+# format and lint. About 35 minutes on 2 cores from nothing. Never gates on a timing.
+#   --fast   no sanitizer build, no real model
+# FIXPOINT_DATA names a folder with dev.txt and calibration.txt (default ../shared/data/wikitext2); tests that need what is
+# not there skip aloud.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fast=0
+for argument in "$@"; do
+  case "$argument" in
+    --fast) fast=1 ;;
+    *) echo "usage: $0 [--fast]" >&2; exit 2 ;;
+  esac
+done
+
+step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
+export PYTHONDONTWRITEBYTECODE=1
+if [ -z "${FIXPOINT_DATA:-}" ] && [ -f ../shared/data/wikitext2/dev.txt ]; then
+  FIXPOINT_DATA=$(cd ../shared/data/wikitext2 && pwd)
+  export FIXPOINT_DATA
+fi
+
+step "packages"
+scripts/packages.sh test
+
+step "Python oracles"
+venv=build/venv
+if ! cmp --silent tests/requirements.txt "$venv/installed.txt" 2>/dev/null; then
+  mkdir -p build
+  python3 -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+  cp tests/requirements.txt "$venv/installed.txt"
+fi
+
+step "format and lint"
+scripts/check_style.sh
+
+step "build"
+scripts/build.sh release
+
+if [ "$fast" = 0 ]; then
+  step "model"
+  FIXPOINT_MODEL=$PWD/$(scripts/fetch_model.sh)
+  export FIXPOINT_MODEL
+  export FIXPOINT_BUNDLE=$PWD/build/test.fixpoint
+  step "calibration of the real model"
+  corpus=()
+  [ -n "${FIXPOINT_DATA:-}" ] && corpus=(--corpus "$FIXPOINT_DATA/calibration.txt")
+  build/release/bin/fixpoint-calibrate "$FIXPOINT_MODEL" -o "$FIXPOINT_BUNDLE" "${corpus[@]}" --progress none
+  build/release/bin/fixpoint-calibrate inspect "$FIXPOINT_BUNDLE"
+fi
+
+step "C++ tests"
+ctest --test-dir build/release --output-on-failure --timeout 900
+
+if [ "$fast" = 0 ]; then
+  step "C++ tests under ASan and UBSan"
+  scripts/build.sh asan unit_tests
+  FIXPOINT_BUNDLE='' ctest --test-dir build/asan --output-on-failure --timeout 1200 --label-regex unit
+fi
+
+step "Python tests"
+FIXPOINT_BIN=$PWD/build/release/bin "$venv/bin/python" -m pytest -q -rs tests
+step "done"
