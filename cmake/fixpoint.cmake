@@ -5,6 +5,9 @@ function(fixpoint_library name)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
 endfunction()
 
+# Everything that fixpoint_test makes: what the sanitizer builds need.
+add_custom_target(unit_tests)
+
 # fixpoint_test(NAME SOURCES ... DEPS ... [LABELS ...]): a GoogleTest program, registered with ctest as one test.
 # Tests find the shared data through FIXPOINT_DATA and the real model through FIXPOINT_MODEL; without them they skip aloud.
 function(fixpoint_test name)
@@ -15,8 +18,7 @@ function(fixpoint_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_dependencies(unit_tests ${name})
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  if(ARG_LABELS)
-    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}")
-  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "unit;${ARG_LABELS}")
 endfunction()

@@ -1,0 +1,210 @@
+// Speed of a whole model on this machine: prefill of a prompt and decode of one or more sequences.
+// Before timing, the golden digest is compared with the bundle's. Prints work done, rate, and the
+// share of the machine's streaming bandwidth (decode reads every weight once a step), measured in
+// the same run.
+//
+//   model_bench BUNDLE [--threads N] [--prefill 512] [--decode 64] [--batch 1] [--repeat 5]
+//   [--json]
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "base/aligned_buffer.h"
+#include "base/json_writer.h"
+#include "base/thread_pool.h"
+#include "bundle/bundle.h"
+#include "engine/cpu_executor.h"
+#include "engine/golden.h"
+#include "text/tokenizer.h"
+
+namespace fixpoint {
+namespace {
+
+double Seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Bytes of weights that one decode step reads: all linear layers and the head.
+double WeightBytes(const IntegerModel& model) {
+  double bytes = static_cast<double>(model.head.weights.size());
+  for (const ModelLayer& l : model.layers) {
+    bytes += static_cast<double>(l.qkv.weights.size() + l.o_proj.weights.size() +
+                                 l.gate_up.weights.size() + l.down_proj.weights.size());
+  }
+  return bytes;
+}
+
+// Reads a buffer far larger than any cache as eight streams a thread, as the decode kernels do.
+// Best of five, GB/s.
+double StreamingBandwidth(ThreadPool& pool) {
+  constexpr size_t kBytes = size_t{512} << 20;
+  constexpr size_t kStreams = 8;
+  AlignedBuffer buffer(kBytes);
+  std::fill_n(buffer.as<uint64_t>(), kBytes / 8, uint64_t{1});
+  double best = 0;
+  volatile uint64_t sink = 0;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const double start = Seconds();
+    pool.Run([&](int index, int count) {
+      const size_t words = kBytes / 8 / static_cast<size_t>(count);
+      const uint64_t* base = buffer.as<uint64_t>() + static_cast<size_t>(index) * words;
+      const size_t stream = words / kStreams / 8 * 8;
+      uint64_t sums[8] = {};
+      for (size_t i = 0; i + 8 <= stream; i += 8) {
+        for (size_t s = 0; s < kStreams; ++s) {
+          for (size_t j = 0; j < 8; ++j) sums[j] += base[s * stream + i + j];
+        }
+      }
+      sink = sink + std::accumulate(sums, sums + 8, uint64_t{0});
+    });
+    best = std::max(best, static_cast<double>(kBytes) / (Seconds() - start) / 1e9);
+  }
+  return best;
+}
+
+struct Options {
+  std::string bundle;
+  int threads = 0, prefill = 512, decode = 64, batch = 1, repeat = 5;
+  bool json = false;
+};
+
+struct Figures {
+  double prefill_tokens_per_s = 0, decode_tokens_per_s = 0, step_ms = 0;
+};
+
+// `batch` sequences of `prefill` tokens each, then `decode` steps of one token each.
+absl::StatusOr<Figures> RunOnce(Executor& executor, const Options& o) {
+  const int32_t vocab = executor.limits().vocab_size;
+  const int32_t blocks = (o.prefill + o.decode + kKvBlockTokens - 1) / kKvBlockTokens;
+  if (blocks * o.batch > executor.limits().num_blocks) {
+    return absl::InvalidArgumentError("KV cache too small for this batch");
+  }
+  std::vector<int32_t> table(static_cast<size_t>(blocks * o.batch));
+  std::iota(table.begin(), table.end(), 0);
+  std::vector<int32_t> logits(static_cast<size_t>(vocab) * static_cast<size_t>(o.batch));
+  std::vector<int32_t> prompt(static_cast<size_t>(o.prefill));
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    prompt[i] = static_cast<int32_t>((i * 7919 + 13) % static_cast<size_t>(vocab));
+  }
+  const auto sequence_table = [&](int s) {
+    return absl::MakeConstSpan(table).subspan(static_cast<size_t>(s * blocks),
+                                              static_cast<size_t>(blocks));
+  };
+  Figures figures;
+  const double start = Seconds();
+  for (int s = 0; s < o.batch; ++s) {
+    for (int32_t at = 0; at < o.prefill; at += executor.limits().max_step_tokens) {
+      const int32_t n = std::min(executor.limits().max_step_tokens, o.prefill - at);
+      const int32_t last = n - 1;
+      const bool ends = at + n == o.prefill;
+      const SequenceChunk chunk{
+          absl::MakeConstSpan(prompt).subspan(static_cast<size_t>(at), static_cast<size_t>(n)), at,
+          sequence_table(s), absl::MakeConstSpan(&last, ends ? 1 : 0)};
+      if (absl::Status status = executor.Forward({&chunk, 1}, logits.data()); !status.ok())
+        return status;
+    }
+  }
+  figures.prefill_tokens_per_s = o.prefill * o.batch / (Seconds() - start);
+  const int32_t zero = 0;
+  std::vector<int32_t> next(static_cast<size_t>(o.batch), 1);
+  const double decode_start = Seconds();
+  for (int step = 0; step < o.decode; ++step) {
+    std::vector<SequenceChunk> chunks;
+    for (int s = 0; s < o.batch; ++s) {
+      chunks.push_back(
+          {{&next[static_cast<size_t>(s)], 1}, o.prefill + step, sequence_table(s), {&zero, 1}});
+    }
+    if (absl::Status status = executor.Forward(chunks, logits.data()); !status.ok()) return status;
+    for (int s = 0; s < o.batch; ++s) {
+      const int32_t* row = logits.data() + static_cast<size_t>(s) * static_cast<size_t>(vocab);
+      next[static_cast<size_t>(s)] = static_cast<int32_t>(std::max_element(row, row + vocab) - row);
+    }
+  }
+  const double seconds = Seconds() - decode_start;
+  figures.decode_tokens_per_s = o.decode * o.batch / seconds;
+  figures.step_ms = seconds * 1e3 / o.decode;
+  return figures;
+}
+
+absl::Status Main(const Options& o) {
+  absl::StatusOr<Bundle> bundle = ReadBundle(o.bundle);
+  if (!bundle.ok()) return bundle.status();
+  const double weight_bytes = WeightBytes(bundle->model);
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(bundle->tokenizer);
+  if (!tokenizer.ok()) return tokenizer.status();
+  CpuExecutorOptions options;
+  options.threads = o.threads;
+  options.max_step_logits = std::max(64, o.batch);
+  absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
+      CpuExecutor::Create(std::move(bundle->model), options);
+  if (!executor.ok()) return executor.status();
+  absl::StatusOr<std::string> digest = GoldenDigest(**executor, GoldenPrompts(**tokenizer));
+  if (!digest.ok()) return digest.status();
+  if (*digest != bundle->golden_digest) {
+    return absl::DataLossError(
+        "golden digest differs from the bundle's: wrong results are not timed");
+  }
+  std::vector<double> prefill, decode, step;
+  for (int i = 0; i < o.repeat + 1; ++i) {
+    absl::StatusOr<Figures> figures = RunOnce(**executor, o);
+    if (!figures.ok()) return figures.status();
+    if (i == 0) continue;  // warm-up
+    prefill.push_back(figures->prefill_tokens_per_s);
+    decode.push_back(figures->decode_tokens_per_s);
+    step.push_back(figures->step_ms);
+  }
+  ThreadPool pool((*executor)->threads());
+  const double bandwidth = StreamingBandwidth(pool);
+  const double used = weight_bytes / 1e6 / Median(step);
+  if (o.json) {
+    std::printf(
+        "{\"isa\":\"%s\",\"threads\":%d,\"prefill_tokens\":%d,\"batch\":%d,\"prefill_tokens_per_"
+        "s\":%.1f,"
+        "\"decode_tokens_per_s\":%.1f,\"weight_gb_per_s\":%.2f,\"streaming_gb_per_s\":%.2f}\n",
+        (*executor)->ops().name, (*executor)->threads(), o.prefill, o.batch, Median(prefill),
+        Median(decode), used, bandwidth);
+    return absl::OkStatus();
+  }
+  std::printf("kernel level %s, %d threads, golden digest equal; medians of %d\n",
+              (*executor)->ops().name, (*executor)->threads(), o.repeat);
+  std::printf("prefill  %5d tokens x %d   %9.1f tokens/s\n", o.prefill, o.batch, Median(prefill));
+  std::printf("decode   %5d steps  x %d   %9.1f tokens/s   %.3f ms a step\n", o.decode, o.batch,
+              Median(decode), Median(step));
+  std::printf(
+      "weights read %.1f MB a step: %.1f GB/s, %.0f %% of %.1f GB/s streaming bandwidth measured "
+      "here\n",
+      weight_bytes / 1e6, used, 100 * used / bandwidth, bandwidth);
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace fixpoint
+
+int main(int argc, char** argv) {
+  fixpoint::Options o;
+  CLI::App app("Prefill and decode speed of a bundle on this machine");
+  app.add_option("bundle", o.bundle, "model.fixpoint")->required();
+  app.add_option("--threads", o.threads, "0: all")->check(CLI::Range(0, 1024));
+  app.add_option("--prefill", o.prefill, "prompt tokens")->check(CLI::Range(1, 100000));
+  app.add_option("--decode", o.decode, "steps")->check(CLI::Range(1, 100000));
+  app.add_option("--batch", o.batch, "sequences")->check(CLI::Range(1, 256));
+  app.add_option("--repeat", o.repeat, "counted runs")->check(CLI::Range(1, 1000));
+  app.add_flag("--json", o.json, "one line of JSON");
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = fixpoint::Main(o);
+  if (!status.ok()) {
+    std::fprintf(stderr, "model_bench: %s\n", std::string(status.message()).c_str());
+    return 1;
+  }
+  return 0;
+}

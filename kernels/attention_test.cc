@@ -1,0 +1,218 @@
+// Attention and the KV cache of every level against the reference.
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/ops_test_util.h"
+
+namespace fixpoint {
+namespace {
+
+struct Shape {
+  int32_t tokens, position, kv_heads, group, head_dim, prefix;
+  bool wide;
+};
+
+std::string Describe(const Shape& s) {
+  return std::to_string(s.tokens) + " tokens at " + std::to_string(s.position) + ", " +
+         std::to_string(s.kv_heads) + " kv heads x " + std::to_string(s.group) + ", head_dim " +
+         std::to_string(s.head_dim) + ", prefix " + std::to_string(s.prefix) +
+         (s.wide ? " int16" : " int8");
+}
+
+// A cache in scrambled blocks, filled by the level itself, among blocks and slots full of other
+// data.
+struct AttentionCase {
+  AttentionCase(const Shape& shape, uint64_t seed)
+      : shape(shape),
+        random(seed),
+        keys(shape.position + shape.tokens),
+        channels(shape.kv_heads * shape.group * shape.head_dim),
+        blocks((keys + kKvBlockTokens - 1) / kKvBlockTokens + 2),
+        block_stride(static_cast<size_t>(shape.kv_heads) * 2 * kKvBlockTokens * shape.head_dim +
+                     64),
+        block_table(blocks),
+        k(static_cast<size_t>(keys) * kv_stride()),
+        v(static_cast<size_t>(keys) * kv_stride()),
+        q(static_cast<size_t>(shape.tokens) * channels),
+        prefix_k(static_cast<size_t>(shape.kv_heads) * shape.prefix * shape.head_dim),
+        prefix_v(prefix_k.size()),
+        multipliers(channels),
+        scores(shape.kv_heads * shape.group) {
+    std::iota(block_table.begin(), block_table.end(), 0);
+    for (size_t i = block_table.size() - 1; i > 0; --i) {
+      std::swap(block_table[i], block_table[random.In(0, static_cast<int64_t>(i))]);
+    }
+    random.Fill(k, -127, 127);
+    random.Fill(v, -127, 127);
+    random.Fill(q, -127, 127);
+    random.Fill(prefix_k, -32767, 32767);
+    random.Fill(prefix_v, -32767, 32767);
+    random.Fill(multipliers, 1, 32767);
+    requantize_k = static_cast<int32_t>(random.In(12, 24));
+    for (ScoreParams& s : scores) s = RandomScore();
+  }
+
+  size_t kv_stride() const { return RoundUp(shape.kv_heads * shape.head_dim, 64); }
+
+  // Anything that the contract allows; half of them near what a model has.
+  ScoreParams RandomScore() {
+    ScoreParams s;
+    s.a = static_cast<int32_t>(random.In(0, 15));
+    s.c = static_cast<int32_t>(random.Extreme(1, 65535));
+    s.n = static_cast<int32_t>(random.In(1, 30));
+    const int64_t most = ((int64_t{INT32_MAX} - (int64_t{1} << (s.n - 1))) / s.c - 1) << s.a;
+    s.d_max = static_cast<int32_t>(std::clamp<int64_t>(most, 1, (1 << 30) - 1));
+    if (random.In(0, 1) == 0) s = {.d_max = 1 << 20, .a = 6, .c = 40000, .n = 15};
+    return s;
+  }
+
+  Aligned<int8_t> Cache(const Ops& ops) {
+    Aligned<int8_t> cache(static_cast<size_t>(blocks) * block_stride);
+    std::memset(cache.data(), 0x5a, cache.size());
+    // In two steps, so that a write starts inside a block.
+    const int32_t first = keys / 3;
+    for (const auto& [begin, end] : {std::pair(0, first), std::pair(first, keys)}) {
+      ops.kv_write({k.data() + begin * kv_stride(),
+                    v.data() + begin * kv_stride(),
+                    kv_stride(),
+                    end - begin,
+                    shape.kv_heads,
+                    shape.head_dim,
+                    begin,
+                    block_table.data(),
+                    {cache.data(), block_stride}});
+    }
+    return cache;
+  }
+
+  Site Run(const Ops& ops) {
+    Aligned<int8_t> cache = Cache(ops);
+    Site out(shape.tokens, channels, shape.wide);
+    Aligned<uint8_t> scratch(ops.attention_scratch_bytes(shape.tokens, keys + shape.prefix,
+                                                         shape.kv_heads * shape.group,
+                                                         shape.kv_heads, shape.head_dim));
+    std::memset(scratch.data(), 0xa5, scratch.size());
+    const int32_t split = shape.kv_heads / 2;  // two calls, as two threads would
+    for (const auto& [begin, end] : {std::pair(0, split), std::pair(split, shape.kv_heads)}) {
+      ops.attention({q.data(),
+                     static_cast<size_t>(channels),
+                     shape.tokens,
+                     shape.position,
+                     shape.kv_heads * shape.group,
+                     shape.kv_heads,
+                     shape.head_dim,
+                     begin,
+                     end,
+                     {cache.data(), block_stride},
+                     block_table.data(),
+                     prefix_k.data(),
+                     prefix_v.data(),
+                     shape.prefix,
+                     scores.data(),
+                     {multipliers.data(), 0, requantize_k},
+                     out.planes(),
+                     scratch.data()});
+    }
+    return out;
+  }
+
+  Shape shape;
+  Random random;
+  int32_t keys, channels, blocks;
+  size_t block_stride;
+  std::vector<int32_t> block_table;
+  Aligned<int8_t> k, v, q;
+  Aligned<int16_t> prefix_k, prefix_v, multipliers;
+  std::vector<ScoreParams> scores;
+  int32_t requantize_k;
+};
+
+class AttentionTest : public LevelTest {
+ protected:
+  void Compare(const Shape& shape, uint64_t seed) {
+    AttentionCase c(shape, seed);
+    const Site expected = c.Run(reference());
+    ASSERT_TRUE(Same(expected, c.Run(level()))) << Describe(shape);
+  }
+};
+
+TEST_P(AttentionTest, CacheLayoutAgrees) {
+  for (const int32_t head_dim : {16, 64, 80, 128}) {
+    for (const int32_t tokens : {1, 2, 3, 4, 5, 63, 64, 65, 130}) {
+      AttentionCase c({tokens, 7, 3, 1, head_dim, 0, false}, tokens);
+      ASSERT_TRUE(Same(c.Cache(reference()), c.Cache(level()))) << head_dim << " " << tokens;
+    }
+  }
+}
+
+TEST_P(AttentionTest, GroupsHeadDimsAndPrefixesAgree) {
+  uint64_t seed = 0;
+  for (const int32_t group : {1, 3, 4, 8}) {
+    for (const int32_t head_dim : {16, 64, 80, 128}) {
+      for (const int32_t prefix : {0, 1, 4, 16}) {
+        for (const int32_t tokens : {1, 2, 5, 17}) {
+          const auto position = static_cast<int32_t>(seed * 37 % 150);
+          ++seed;
+          ASSERT_NO_FATAL_FAILURE(
+              Compare({tokens, position, 2, group, head_dim, prefix, seed % 2 == 0}, seed));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, BlockBordersAgree) {
+  for (const int32_t position : {0, 1, 15, 16, 59, 60, 61, 62, 63, 64, 65, 127, 128, 129, 200}) {
+    for (const int32_t tokens : {1, 3, 4, 70}) {
+      ASSERT_NO_FATAL_FAILURE(Compare({tokens, position, 1, 3, 64, 1, false}, position));
+    }
+  }
+}
+
+TEST_P(AttentionTest, ManyKeysAgree) {
+  ASSERT_NO_FATAL_FAILURE(Compare({3, 1100, 1, 3, 64, 4, true}, 1));
+  ASSERT_NO_FATAL_FAILURE(Compare({1, 5000, 2, 2, 64, 1, false}, 2));
+  ASSERT_NO_FATAL_FAILURE(Compare({9, 2040, 1, 1, 80, 0, true}, 3));
+}
+
+// Equal keys give the largest numerators everywhere, extreme values the largest sums.
+TEST_P(AttentionTest, LargestSumsAgree) {
+  for (const int sign : {1, -1}) {
+    AttentionCase c({2, 20000, 1, 2, 16, 4, true}, 5);
+    std::memset(c.k.data(), 127, c.k.size());
+    std::memset(c.v.data(), sign * 127, c.v.size());
+    std::memset(c.q.data(), 127, c.q.size());
+    for (size_t i = 0; i < c.prefix_k.size(); ++i) {
+      c.prefix_k[i] = 127;
+      c.prefix_v[i] = static_cast<int16_t>(sign * 32767);
+    }
+    ASSERT_TRUE(Same(c.Run(reference()), c.Run(level()))) << sign;
+  }
+}
+
+// A prefix key far above all others takes the whole weight; far below, none.
+TEST_P(AttentionTest, PrefixExtremesAgree) {
+  for (const int sign : {1, -1}) {
+    AttentionCase c({7, 90, 2, 4, 128, 1, false}, 6);
+    std::memset(c.q.data(), 127, c.q.size());
+    for (size_t i = 0; i < c.prefix_k.size(); ++i) {
+      c.prefix_k[i] = static_cast<int16_t>(sign * 32767);
+    }
+    ASSERT_TRUE(Same(c.Run(reference()), c.Run(level()))) << sign;
+  }
+}
+
+TEST_P(AttentionTest, ZeroQueriesAverageTheValues) {
+  AttentionCase c({1, 63, 1, 1, 16, 0, false}, 7);
+  std::memset(c.q.data(), 0, c.q.size());
+  std::memset(c.v.data(), 100, c.v.size());
+  for (size_t i = 0; i < c.multipliers.size(); ++i) c.multipliers[i] = 1 << 8;
+  c.requantize_k = 15;  // 128 * 100 * 2^8 / 2^15 = 100
+  const Site out = c.Run(level());
+  for (int32_t d = 0; d < 16; ++d) EXPECT_EQ(out.hi[d], 100);
+}
+
+FIXPOINT_INSTANTIATE_LEVELS(AttentionTest);
+
+}  // namespace
+}  // namespace fixpoint

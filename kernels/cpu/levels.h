@@ -1,0 +1,16 @@
+// The tables of the CPU levels. Calling a function of a table on a CPU without that level ends in
+// SIGILL: ask dispatch.h.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace fixpoint {
+
+const Ops& PortableOps();  // plain C++ for any CPU
+#ifdef FIXPOINT_X86_LEVELS
+const Ops& Avx2Ops();
+const Ops& VnniOps();  // AVX-512 F, BW, DQ, VL and VNNI
+const Ops& AmxOps();   // all of VnniOps, and AMX int8 tiles for linear layers of many tokens
+#endif
+
+}  // namespace fixpoint

@@ -1,0 +1,289 @@
+// Everything between the matrix products, 16 channels at a time. The formulas are those of ops.h;
+// comments here say only where a vector form differs from the words there and why it gives the same
+// bits.
+#include "kernels/cpu/vnni.h"
+#include "kernels/cpu/vnni_common.h"
+
+namespace fixpoint::vnni {
+namespace {
+
+FIXPOINT_INLINE __m512i LoadInt32(const int32_t* p, __mmask16 mask) {
+  return _mm512_maskz_loadu_epi32(mask, p);
+}
+
+// One stage of the transform inside a vector: lane i meets lane i ^ half.
+template <int kHalf>
+FIXPOINT_INLINE __m512i HadamardStage(__m512i v) {
+  __m512i partner;
+  __mmask16 upper;
+  if constexpr (kHalf == 1) {
+    partner = _mm512_shuffle_epi32(v, _MM_PERM_CDAB);
+    upper = 0xaaaa;
+  } else if constexpr (kHalf == 2) {
+    partner = _mm512_shuffle_epi32(v, _MM_PERM_BADC);
+    upper = 0xcccc;
+  } else if constexpr (kHalf == 4) {
+    partner = _mm512_shuffle_i64x2(v, v, 0xb1);
+    upper = 0xf0f0;
+  } else {
+    partner = _mm512_shuffle_i64x2(v, v, 0x4e);
+    upper = 0xff00;
+  }
+  return _mm512_mask_sub_epi32(_mm512_add_epi32(v, partner), upper, partner, v);
+}
+
+// Transforms of consecutive blocks of `block` values, block a power of two, n a multiple of it.
+void Hadamard(int32_t* x, int32_t n, int32_t block) {
+  if (block <= 1) return;
+  for (int32_t i = 0; i < n; i += 16) {
+    const __mmask16 mask = TailMask16(n - i);
+    __m512i v = HadamardStage<1>(LoadInt32(x + i, mask));
+    if (block >= 4) v = HadamardStage<2>(v);
+    if (block >= 8) v = HadamardStage<4>(v);
+    if (block >= 16) v = HadamardStage<8>(v);
+    _mm512_mask_storeu_epi32(x + i, mask, v);
+  }
+  // From here n is a multiple of 32. Two stages a pass halve the trips through memory.
+  int32_t half = 16;
+  for (; 4 * half <= block; half *= 4) {
+    for (int32_t i = 0; i < n; i += 4 * half) {
+      for (int32_t j = i; j < i + half; j += 16) {
+        const __m512i a = _mm512_loadu_si512(x + j), b = _mm512_loadu_si512(x + j + half);
+        const __m512i c = _mm512_loadu_si512(x + j + 2 * half);
+        const __m512i d = _mm512_loadu_si512(x + j + 3 * half);
+        const __m512i ab = _mm512_add_epi32(a, b), ab_less = _mm512_sub_epi32(a, b);
+        const __m512i cd = _mm512_add_epi32(c, d), cd_less = _mm512_sub_epi32(c, d);
+        _mm512_storeu_si512(x + j, _mm512_add_epi32(ab, cd));
+        _mm512_storeu_si512(x + j + half, _mm512_add_epi32(ab_less, cd_less));
+        _mm512_storeu_si512(x + j + 2 * half, _mm512_sub_epi32(ab, cd));
+        _mm512_storeu_si512(x + j + 3 * half, _mm512_sub_epi32(ab_less, cd_less));
+      }
+    }
+  }
+  if (2 * half <= block) {
+    for (int32_t i = 0; i < n; i += 2 * half) {
+      for (int32_t j = i; j < i + half; j += 16) {
+        const __m512i a = _mm512_loadu_si512(x + j), b = _mm512_loadu_si512(x + j + half);
+        _mm512_storeu_si512(x + j, _mm512_add_epi32(a, b));
+        _mm512_storeu_si512(x + j + half, _mm512_sub_epi32(a, b));
+      }
+    }
+  }
+}
+
+// Tables of the sigmoid: entries and their differences, 128 words each, looked up by the upper 7 of
+// 15 bits.
+struct SigmoidTable {
+  FIXPOINT_INLINE SigmoidTable() {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      entries[i] = _mm512_loadu_si512(kSigmoidTable + 32 * i);
+      steps[i] = _mm512_sub_epi16(_mm512_loadu_si512(kSigmoidTable + 32 * i + 1), entries[i]);
+    }
+  }
+  static FIXPOINT_INLINE __m512i Pick(const __m512i (&table)[4], __m512i index) {
+    const __m512i low = _mm512_permutex2var_epi16(table[0], index, table[1]);
+    const __m512i high = _mm512_permutex2var_epi16(table[2], index, table[3]);
+    return _mm512_mask_blend_epi16(_mm512_test_epi16_mask(index, _mm512_set1_epi16(64)), low, high);
+  }
+  // w for 32 values i in [0, 32767]. vpmulhrsw(a, b) is rs(a * b, 15), so rs(step * f, 8) =
+  // vpmulhrsw(step, 128 * f).
+  FIXPOINT_INLINE __m512i operator()(__m512i i) const {
+    const __m512i index = _mm512_srli_epi16(i, 8);
+    const __m512i fraction = _mm512_slli_epi16(_mm512_and_si512(i, _mm512_set1_epi16(255)), 7);
+    return _mm512_add_epi16(Pick(entries, index),
+                            _mm512_mulhrs_epi16(Pick(steps, index), fraction));
+  }
+  __m512i entries[4], steps[4];
+};
+
+// silu of two vectors of gates within int16, times up, before the product's shift.
+struct SwiGluProduct {
+  FIXPOINT_INLINE SwiGluProduct(const SwiGluArgs& args)
+      : multiplier(_mm512_set1_epi32(args.sigmoid_multiplier)), scale(args.sigmoid_shift) {}
+  FIXPOINT_INLINE __m512i TableInput(__m512i magnitude) const {
+    return _mm512_min_epi32(scale(Times16(magnitude, multiplier)), _mm512_set1_epi32(32767));
+  }
+  FIXPOINT_INLINE void operator()(__m512i& first, __m512i& second, __m512i up_first,
+                                  __m512i up_second) const {
+    // Packing interleaves 128-bit lanes; unpacking below undoes it.
+    const __m512i i = _mm512_packs_epi32(TableInput(_mm512_abs_epi32(first)),
+                                         TableInput(_mm512_abs_epi32(second)));
+    const __m512i gate = _mm512_packs_epi32(first, second);
+    const __m512i up = _mm512_packs_epi32(up_first, up_second);
+    const __m512i magnitude = _mm512_abs_epi16(gate);
+    const __m512i r = _mm512_mulhrs_epi16(magnitude, table(i));
+    const __m512i y = _mm512_mask_sub_epi16(_mm512_sub_epi16(magnitude, r),
+                                            _mm512_movepi16_mask(gate), _mm512_setzero_si512(), r);
+    const __m512i low = _mm512_mullo_epi16(y, up), high = _mm512_mulhi_epi16(y, up);
+    first = _mm512_unpacklo_epi16(low, high);
+    second = _mm512_unpackhi_epi16(low, high);
+  }
+  SigmoidTable table;
+  __m512i multiplier;
+  Round scale;
+};
+
+FIXPOINT_INLINE __m512i NormInput(const SafeRound& round, const int32_t* h, __mmask16 mask) {
+  return Clamp32(round(LoadInt32(h, mask)), kNormInputLimit);
+}
+
+uint64_t SumOfSquares(const int32_t* h, int32_t n, const SafeRound& round) {
+  __m512i sum = _mm512_setzero_si512();
+  for (int32_t j = 0; j < n; j += 16) {
+    const __m512i x = NormInput(round, h + j, TailMask16(n - j));
+    const WidePair square = MultiplyWide(x, x);
+    sum = _mm512_add_epi64(sum, _mm512_add_epi64(square.even, square.odd));
+  }
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+}
+
+// RoPE and both requantizations of one head through `x`, head_dim values of working space.
+void RotateHead(const RotateHeadsArgs& args, const int32_t* acc, const int16_t* cos,
+                const int16_t* sin, int32_t channel, int32_t* x, int8_t* out) {
+  const int32_t half = args.head_dim / 2;
+  const VectorNarrow before(args.before), after(args.after);
+  const Round round14(14);
+  for (int32_t i = 0; i < half; i += 16) {
+    const __mmask16 mask = TailMask16(half - i);
+    const __m512i a = Clamp32(before(LoadInt32(acc + i, mask), channel + i, mask), 32767);
+    const __m512i b =
+        Clamp32(before(LoadInt32(acc + half + i, mask), channel + half + i, mask), 32767);
+    // Zero-extended, so that Times16 multiplies signed 16-bit values.
+    const __m512i c = LoadMultipliers(cos + i, mask), s = LoadMultipliers(sin + i, mask);
+    const __m512i low = round14(_mm512_sub_epi32(Times16(a, c), Times16(b, s)));
+    const __m512i high = round14(_mm512_add_epi32(Times16(b, c), Times16(a, s)));
+    _mm512_mask_storeu_epi32(x + i, mask, Clamp32(low, 32767));
+    _mm512_mask_storeu_epi32(x + half + i, mask, Clamp32(high, 32767));
+  }
+  if (args.hadamard) Hadamard(x, args.head_dim, args.head_dim);
+  for (int32_t i = 0; i < args.head_dim; i += 16) {
+    const __mmask16 mask = TailMask16(args.head_dim - i);
+    StoreInt8(after(LoadInt32(x + i, mask), channel + i, mask), out + i, mask);
+  }
+}
+
+}  // namespace
+
+void Embed(const EmbedArgs& args) {
+  const Round64 round(args.requantize.n);
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const int32_t id = args.token_ids[t];
+    const int8_t* row = args.table + static_cast<size_t>(id) * args.hidden;
+    int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
+    const __m512i multiplier = _mm512_set1_epi32(args.requantize.multipliers[id]);
+    for (int32_t j = 0; j < args.hidden; j += 16) {
+      const __mmask16 mask = TailMask16(args.hidden - j);
+      const __m512i x = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, row + j));
+      WidePair product = MultiplyWide(x, multiplier);
+      product = {round(product.even), round(product.odd)};
+      _mm512_mask_storeu_epi32(h + j, mask, JoinWide(product));
+    }
+  }
+}
+
+void RmsNorm(const RmsNormArgs& args) {
+  const SafeRound input(args.input_shift);
+  const Round last(args.k);
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
+    const InverseRoot root = InverseSquareRoot(args.epsilon + SumOfSquares(h, args.hidden, input));
+    const __m512i inverse = _mm512_set1_epi32(static_cast<int32_t>(root.inverse));
+    const Round64 round(root.shift - args.fraction_bits);
+    for (int32_t j = 0; j < args.hidden; j += 16) {
+      const __mmask16 mask = TailMask16(args.hidden - j);
+      WidePair x = MultiplyWide(NormInput(input, h + j, mask), inverse);
+      x = {ClampWide(round(x.even), 32767), ClampWide(round(x.odd), 32767)};
+      const __m512i v = last(Times16(JoinWide(x), LoadMultipliers(args.multipliers + j, mask)));
+      StoreSite(v, args.out.hi, args.out.lo, static_cast<size_t>(t) * args.out.stride + j, mask);
+    }
+  }
+}
+
+void RotateHeads(const RotateHeadsArgs& args) {
+  alignas(64) int32_t x[512];  // head_dim of any model is far below
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const size_t angle = static_cast<size_t>(t) * args.rope_stride;
+    for (int32_t head = 0; head < args.heads; ++head) {
+      const int32_t channel = head * args.head_dim;
+      RotateHead(args, args.acc + static_cast<size_t>(t) * args.acc_stride + channel,
+                 args.cos + angle, args.sin + angle, channel, x,
+                 args.out + static_cast<size_t>(t) * args.out_stride + channel);
+    }
+  }
+}
+
+void NarrowRows(const NarrowArgs& args) {
+  const VectorNarrow narrow(args.requantize);
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const int32_t* acc = args.acc + static_cast<size_t>(t) * args.acc_stride;
+    int8_t* out = args.out + static_cast<size_t>(t) * args.out_stride;
+    for (int32_t c = 0; c < args.channels; c += 16) {
+      const __mmask16 mask = TailMask16(args.channels - c);
+      StoreInt8(narrow(LoadInt32(acc + c, mask), c, mask), out + c, mask);
+    }
+  }
+}
+
+void ResidualAdd(const ResidualAddArgs& args) {
+  const Round64 round(args.requantize.n);
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const int32_t* acc = args.acc + static_cast<size_t>(t) * args.acc_stride;
+    int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
+    for (int32_t j = 0; j < args.hidden; j += 16) {
+      const __mmask16 mask = TailMask16(args.hidden - j);
+      const __m512i old = LoadInt32(h + j, mask);
+      WidePair x =
+          MultiplyWide(LoadInt32(acc + j, mask), LoadInt32(args.requantize.multipliers + j, mask));
+      const __m512i old_even = _mm512_srai_epi64(_mm512_slli_epi64(old, 32), 32);
+      const __m512i old_odd = _mm512_srai_epi64(old, 32);
+      x = {ClampWide(_mm512_add_epi64(round(x.even), old_even), kResidualLimit),
+           ClampWide(_mm512_add_epi64(round(x.odd), old_odd), kResidualLimit)};
+      _mm512_mask_storeu_epi32(h + j, mask, JoinWide(x));
+    }
+  }
+}
+
+void SwiGlu(const SwiGluArgs& args) {
+  const VectorNarrow gate(args.gate_requantize), up(args.up_requantize), out(args.out_requantize);
+  const SwiGluProduct multiply(args);
+  const Round product(args.product_shift);
+  const int32_t n = args.channels;
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const int32_t* g = args.gate + static_cast<size_t>(t) * args.acc_stride;
+    const int32_t* u = args.up + static_cast<size_t>(t) * args.acc_stride;
+    for (int32_t c = 0; c < n; c += 32) {
+      const int32_t d = c + 16 < n ? c + 16 : c;  // a lone last vector is paired with nothing
+      const __mmask16 mask = TailMask16(n - c), next = d == c ? 0 : TailMask16(n - d);
+      __m512i a = Clamp32(gate(LoadInt32(g + c, mask), c, mask), 32767);
+      __m512i b = Clamp32(gate(LoadInt32(g + d, next), d, next), 32767);
+      multiply(a, b, Clamp32(up(LoadInt32(u + c, mask), c, mask), 32767),
+               Clamp32(up(LoadInt32(u + d, next), d, next), 32767));
+      _mm512_mask_storeu_epi32(args.scratch + c, mask, Clamp32(product(a), 32767));
+      _mm512_mask_storeu_epi32(args.scratch + d, next, Clamp32(product(b), 32767));
+    }
+    Hadamard(args.scratch, n, args.hadamard_block);
+    for (int32_t c = 0; c < n; c += 16) {
+      const __mmask16 mask = TailMask16(n - c);
+      StoreSite(out(LoadInt32(args.scratch + c, mask), c, mask), args.out.hi, args.out.lo,
+                static_cast<size_t>(t) * args.out.stride + c, mask);
+    }
+  }
+}
+
+void Logits(const LogitsArgs& args) {
+  const Round64 round(args.requantize.n);
+  for (int32_t t = 0; t < args.tokens; ++t) {
+    const int32_t* acc = args.acc + static_cast<size_t>(t) * args.acc_stride;
+    int32_t* logits = args.logits + static_cast<size_t>(t) * args.logits_stride;
+    for (int32_t c = args.column_begin; c < args.column_end; c += 16) {
+      const __mmask16 mask = TailMask16(args.column_end - c);
+      WidePair x =
+          MultiplyWide(LoadInt32(acc + c, mask), LoadInt32(args.requantize.multipliers + c, mask));
+      x = {ClampWide(round(x.even), kLogitLimit), ClampWide(round(x.odd), kLogitLimit)};
+      _mm512_mask_storeu_epi32(logits + c, mask, JoinWide(x));
+    }
+  }
+}
+
+}  // namespace fixpoint::vnni
