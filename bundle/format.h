@@ -3,7 +3,8 @@
 //   0     FileHeader, 64 bytes, zero padded to kSectionAlign
 //   ...   manifest: JSON, zero padded to kSectionAlign
 //   ...   sections in manifest order, each starting at a multiple of kSectionAlign, gaps zero
-//   ...   chunk table: XXH3-64 of each kChunkBytes piece of [0, chunk_table_offset), the last shorter
+//   ...   chunk table: XXH3-64 of each kChunkBytes piece of [0, chunk_table_offset), the last
+//     shorter
 //   end   32 bytes: SHA-256 of everything before
 #pragma once
 

@@ -24,10 +24,9 @@ struct ModelConfig {
   int32_t max_position_embeddings = 0;  // prefix + prompt + answer; rows of the RoPE tables
   int32_t residual_fraction_bits = 0;   // real = h * 2^-bits
   int32_t logit_fraction_bits = 0;      // real = logit * 2^-bits, natural-log units
-  int32_t norm_input_shift = 0;
-  uint64_t norm_epsilon = 0;  // epsilon * hidden_size in squared units of the shifted residual
-  int32_t down_hadamard_block = 1;  // Walsh-Hadamard block in front of down_proj
-  bool qk_hadamard = false;         // Walsh-Hadamard over head_dim on q and k after RoPE
+  uint64_t norm_epsilon = 0;            // epsilon * hidden_size in squared units of the residual
+  int32_t down_hadamard_block = 1;      // Walsh-Hadamard block in front of down_proj
+  bool qk_hadamard = false;             // Walsh-Hadamard over head_dim on q and k after RoPE
 };
 
 struct Norm {
@@ -99,17 +98,18 @@ struct IntegerModel {
   WideRequantize head_requantize;  // [vocab_size]
 };
 
-// The config alone: ranges of all fields and how they fit together. Until it holds, VisitTensors may overflow.
+// The config alone: ranges of all fields and how they fit together. Until it holds, VisitTensors
+// may overflow.
 absl::Status ValidateConfig(const ModelConfig& config);
 
 // Every range that kernels/ops.h asks for, every shape against the config. Names the tensor or
 // field, limit and value.
 absl::Status ValidateModel(const IntegerModel& model);
 
-// Calls visit(name, vector, rows, columns, optional) for each tensor in file order: the one list of names and
-// shapes that writer, reader and validation share. Model is IntegerModel or const IntegerModel;
-// visit takes vectors of int8_t, int16_t, int32_t. Tensors that may be absent (biases) are visited
-// with rows = 0 when empty and `optional` = true.
+// Calls visit(name, vector, rows, columns, optional) for each tensor in file order: the one list of
+// names and shapes that writer, reader and validation share. Model is IntegerModel or const
+// IntegerModel; visit takes vectors of int8_t, int16_t, int32_t. Tensors that may be absent
+// (biases) are visited with rows = 0 when empty and `optional` = true.
 template <typename Model, typename Visit>
 void VisitTensors(Model& model, Visit&& visit);
 

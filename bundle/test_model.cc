@@ -225,7 +225,6 @@ IntegerModel Builder::Build() {
   c.max_position_embeddings = o_.context;
   c.residual_fraction_bits = kResidualBits;
   c.logit_fraction_bits = 16;
-  c.norm_input_shift = 0;
   c.norm_epsilon = static_cast<uint64_t>(168 * int64_t{o_.hidden});  // 1e-5 * hidden * 2^24
   c.down_hadamard_block = o_.down_hadamard_block;
   c.qk_hadamard = o_.qk_hadamard;

@@ -67,8 +67,8 @@ class Forward {
                  weights.outputs, acc_.data(), acc_stride_});
   }
   void NormInto(const Norm& norm, Planes& x) {
-    ops_.rms_norm({h_.data(), tokens_, c_.hidden_size, c_.norm_input_shift, c_.norm_epsilon,
-                   norm.fraction_bits, norm.multipliers.data(), norm.k, x.view()});
+    ops_.rms_norm({h_.data(), tokens_, c_.hidden_size, c_.norm_epsilon, norm.fraction_bits,
+                   norm.multipliers.data(), norm.k, x.view()});
   }
   void Residual(const WideRequantize& r) {
     ops_.residual_add({acc_.data(),

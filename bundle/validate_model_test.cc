@@ -58,7 +58,6 @@ TEST(ValidateModelTest, ConfigOutOfRange) {
       {"no position is left", [](M& m) { m.config.max_position_embeddings = 2; }},
       {"config.residual_fraction_bits", [](M& m) { m.config.residual_fraction_bits = 27; }},
       {"config.logit_fraction_bits", [](M& m) { m.config.logit_fraction_bits = 30; }},
-      {"config.norm_input_shift", [](M& m) { m.config.norm_input_shift = 9; }},
       {"config.norm_epsilon is 1152921504606846976",
        [](M& m) { m.config.norm_epsilon = uint64_t{1} << 60; }},
       {"config.norm_epsilon is 18446744073709551615",

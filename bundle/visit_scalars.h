@@ -34,7 +34,6 @@ void VisitConfig(Config& c, Visit&& visit) {
   visit("residual_fraction_bits", c.residual_fraction_bits, 0,
         26);                                                   // 1.0 must stay below kResidualLimit
   visit("logit_fraction_bits", c.logit_fraction_bits, 0, 29);  // 1.0 must stay below kLogitLimit
-  visit("norm_input_shift", c.norm_input_shift, 0, 8);
   visit("norm_epsilon", c.norm_epsilon, 0, (int64_t{1} << 60) - 1);
   visit("down_hadamard_block", c.down_hadamard_block, 1, kMaxHadamardBlock);
   visit("qk_hadamard", c.qk_hadamard, 0, 1);

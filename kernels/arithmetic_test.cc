@@ -94,6 +94,15 @@ TEST(IntegerSqrtTest, IsTheFloor) {
   }
 }
 
+TEST(NormInputShiftTest, BringsAnyRowBelowTheLimit) {
+  EXPECT_EQ(NormInputShift(0), 0);
+  EXPECT_EQ(NormInputShift(kNormInputLimit), 0);
+  EXPECT_EQ(NormInputShift(kNormInputLimit + 1), 1);
+  EXPECT_EQ(NormInputShift((1 << 24) - 1), 1);
+  EXPECT_EQ(NormInputShift(1 << 24), 2);
+  EXPECT_EQ(NormInputShift(kResidualLimit), 4);
+}
+
 TEST(InverseSquareRootTest, ZeroSumCountsAsOne) {
   const InverseRoot root = InverseSquareRoot(0);
   // 1 << 62 has the root 2^31; 2^62 / 2^31 = 2^31 is capped.

@@ -21,7 +21,9 @@ namespace fixpoint {
 
 inline constexpr int32_t kKvBlockTokens = 64;  // tokens in one KV cache block
 inline constexpr int32_t kResidualLimit = (1 << 27) - 1;
-inline constexpr int32_t kNormInputLimit = (1 << 23) - 1;
+inline constexpr int32_t kNormInputBits = 23;  // RMSNorm works on values below 2^23
+inline constexpr int32_t kNormInputLimit = (1 << kNormInputBits) - 1;
+inline constexpr int32_t kProductLimit = (1 << 21) - 1;  // 512 of them sum up below 2^30
 inline constexpr int32_t kWideSiteLimit = 32512;  // 127 * 256: splits into hi, lo in [-128, 127]
 inline constexpr int32_t kLogitLimit = (1 << 30) - 1;  // differences of two logits stay in int32
 inline constexpr int32_t kMaxDepth = 131072;           // 127 * 127 * K + bias below 2^31
@@ -77,14 +79,14 @@ struct EmbedArgs {
   int32_t* h;  // [tokens][hidden]
 };
 
-// x = clamp(rs(h, input_shift), +-kNormInputLimit);  S = max(1, epsilon + sum x^2) in uint64
+// a = max(0, bit_width(max |h|) - kNormInputBits), for each row: 0 but for rare large rows
+// x = clamp(rs(h, a), +-kNormInputLimit);  S = max(1, (epsilon >> 2a) + sum x^2) in uint64
 // z = countl_zero(S) & ~1;  root = isqrt(S << z) (floor);  inv = min(2^62 / root (floor), 2^31 - 1)
 // t = sat16(rs(x * inv, 62 - z/2 - fraction_bits))        so t = x / sqrt(S) * 2^fraction_bits
 // out = sat8(rs(t * M[j], k)), or an int16 site: clamp to +-kWideSiteLimit, then split into planes
 struct RmsNormArgs {
   const int32_t* h;  // [tokens][hidden]
   int32_t tokens, hidden;
-  int32_t input_shift;         // [0, 8]
   uint64_t epsilon;            // < 2^60
   int32_t fraction_bits;       // [8, 30]
   const int16_t* multipliers;  // [hidden]
@@ -201,7 +203,7 @@ struct ResidualAddArgs {
 //   a = |g|;  i = min(rs(a * sigmoid_multiplier, sigmoid_shift), 32767)       |x| in Q11
 //   w = T[i >> 8] + rs((T[(i >> 8) + 1] - T[i >> 8]) * (i & 255), 8)          T = kSigmoidTable
 //   r = rs(a * w, 15);  y = g >= 0 ? a - r : -r
-// t = sat16(rs(y * u, product_shift))
+// t = clamp(rs(y * u, product_shift), +-kProductLimit)
 // Walsh-Hadamard of t (Sylvester, no scaling) over blocks of hadamard_block, exact in int32
 // out = narrow(t; out_requantize), int8 or an int16 site
 struct SwiGluArgs {

@@ -51,7 +51,8 @@ bool Has(const json::element& parent, const char* key, json::element* out) {
 std::string StringOr(const json::element& parent, const char* key, absl::string_view otherwise) {
   json::element value;
   std::string_view text;
-  if (!Has(parent, key, &value) || value.get(text) != simdjson::SUCCESS) return std::string(otherwise);
+  if (!Has(parent, key, &value) || value.get(text) != simdjson::SUCCESS)
+    return std::string(otherwise);
   return std::string(text);
 }
 bool BoolOr(const json::element& parent, const char* key, bool otherwise) {
@@ -66,7 +67,8 @@ int64_t IntOr(const json::element& parent, const char* key, int64_t otherwise) {
 }
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
-// A section that may be one item or a {"type": "Sequence", list_key: [...]} of them, as a flat list.
+// A section that may be one item or a {"type": "Sequence", list_key: [...]} of them, as a flat
+// list.
 absl::StatusOr<std::vector<json::element>> Steps(const json::element& root, const char* section,
                                                  const char* list_key) {
   std::vector<json::element> steps;
@@ -78,7 +80,8 @@ absl::StatusOr<std::vector<json::element>> Steps(const json::element& root, cons
     return Broken(section, ": a Sequence without the list ", list_key);
   }
   for (const json::element& step : list) {
-    if (StringOr(step, "type", "") == "Sequence") return Refused(section, " Sequence in a Sequence");
+    if (StringOr(step, "type", "") == "Sequence")
+      return Refused(section, " Sequence in a Sequence");
     steps.push_back(step);
   }
   return steps;
@@ -119,7 +122,8 @@ absl::StatusOr<PreTokenizer> SplitRule(const json::element& split) {
 }
 
 absl::StatusOr<PreTokenizer> ByteLevelPreTokenizer(const json::element& root) {
-  ASSIGN_OR_RETURN(const std::vector<json::element> steps, Steps(root, "pre_tokenizer", "pretokenizers"));
+  ASSIGN_OR_RETURN(const std::vector<json::element> steps,
+                   Steps(root, "pre_tokenizer", "pretokenizers"));
   if (steps.empty()) return Refused("pre_tokenizer: none, with a byte-level decoder,");
   const std::string first = StringOr(steps[0], "type", "");
   if (steps.size() == 1) {
@@ -141,7 +145,8 @@ absl::StatusOr<PreTokenizer> ByteLevelPreTokenizer(const json::element& root) {
 }
 
 absl::Status ReadByteLevelNormalizer(const json::element& root, TokenizerSpec* spec) {
-  ASSIGN_OR_RETURN(const std::vector<json::element> steps, Steps(root, "normalizer", "normalizers"));
+  ASSIGN_OR_RETURN(const std::vector<json::element> steps,
+                   Steps(root, "normalizer", "normalizers"));
   for (const json::element& step : steps) {
     const std::string type = StringOr(step, "type", "");
     if (type != "NFC") return Refused("normalizer ", type);
@@ -153,9 +158,11 @@ absl::Status ReadByteLevelNormalizer(const json::element& root, TokenizerSpec* s
 absl::Status ReadSentencePieceNormalizer(const json::element& root, TokenizerSpec* spec) {
   json::element pre_tokenizer;
   if (Has(root, "pre_tokenizer", &pre_tokenizer)) {
-    return Refused("pre_tokenizer ", StringOr(pre_tokenizer, "type", ""), " of a SentencePiece model");
+    return Refused("pre_tokenizer ", StringOr(pre_tokenizer, "type", ""),
+                   " of a SentencePiece model");
   }
-  ASSIGN_OR_RETURN(const std::vector<json::element> steps, Steps(root, "normalizer", "normalizers"));
+  ASSIGN_OR_RETURN(const std::vector<json::element> steps,
+                   Steps(root, "normalizer", "normalizers"));
   bool replaces = false;
   for (const json::element& step : steps) {
     const std::string type = StringOr(step, "type", "");
@@ -219,7 +226,8 @@ absl::StatusOr<IdByText> ReadVocabulary(const json::element& model, TokenizerSpe
   IdByText ids;
   for (const auto& [key, value] : vocab) {
     int64_t id;
-    if (value.get(id) != simdjson::SUCCESS) return Broken("vocab: id of \"", View(key), "\" is no integer");
+    if (value.get(id) != simdjson::SUCCESS)
+      return Broken("vocab: id of \"", View(key), "\" is no integer");
     if (!ids.emplace(std::string(key), static_cast<int32_t>(id)).second) {
       return Broken("vocab lists \"", View(key), "\" twice");
     }
@@ -229,7 +237,8 @@ absl::StatusOr<IdByText> ReadVocabulary(const json::element& model, TokenizerSpe
     }
     const bool is_byte = spec->kind == TokenizerKind::kSentencePieceBpe && key.size() == 6 &&
                          absl::StartsWith(View(key), "<0x") && key[5] == '>';
-    RETURN_IF_ERROR(AddToken(id, std::string(key), is_byte ? TokenType::kByte : TokenType::kNormal, spec));
+    RETURN_IF_ERROR(
+        AddToken(id, std::string(key), is_byte ? TokenType::kByte : TokenType::kNormal, spec));
   }
   return ids;
 }
@@ -249,7 +258,8 @@ absl::Status ReadMerges(const json::element& model, const IdByText& ids, Tokeniz
       right = std::string(text.substr(space + 1));
     } else if (entry.get(pair) == simdjson::SUCCESS && pair.size() == 2) {  // ["left", "right"]
       for (const int side : {0, 1}) {
-        if (pair.at(side).get(text) != simdjson::SUCCESS) return Broken(where, " is no pair of strings");
+        if (pair.at(side).get(text) != simdjson::SUCCESS)
+          return Broken(where, " is no pair of strings");
         (side == 0 ? left : right) = std::string(text);
       }
     } else {
@@ -289,7 +299,8 @@ absl::Status ReadAddedTokens(const json::element& root, const IdByText& ids, Tok
   return absl::OkStatus();
 }
 
-// Byte-level vocabularies are spelled in the byte alphabet, except for the added tokens, which are plain text.
+// Byte-level vocabularies are spelled in the byte alphabet, except for the added tokens, which are
+// plain text.
 absl::Status UndoByteAlphabet(TokenizerSpec* spec) {
   for (size_t id = 0; id < spec->tokens.size(); ++id) {
     if (spec->types[id] != TokenType::kNormal) continue;
@@ -300,14 +311,16 @@ absl::Status UndoByteAlphabet(TokenizerSpec* spec) {
   return absl::OkStatus();
 }
 
-// A merge that reaches an added token spells it in two alphabets at once unless it is plain ASCII. Such merges cannot fire when
-// the token is matched before them, so they are dropped; control tokens must not be merged together at all.
+// A merge that reaches an added token spells it in two alphabets at once unless it is plain ASCII.
+// Such merges cannot fire when the token is matched before them, so they are dropped; control
+// tokens must not be merged together at all.
 void DropMergesIntoAddedTokens(TokenizerSpec* spec) {
   auto is_normal = [&](int32_t id) { return spec->types[id] == TokenType::kNormal; };
   auto& merges = spec->merges;
   merges.erase(std::remove_if(merges.begin(), merges.end(),
                               [&](const TokenizerSpec::Merge& m) {
-                                return !is_normal(m.left) || !is_normal(m.right) || !is_normal(m.joined);
+                                return !is_normal(m.left) || !is_normal(m.right) ||
+                                       !is_normal(m.joined);
                               }),
                merges.end());
 }
@@ -325,7 +338,8 @@ absl::Status CheckModel(const json::element& model, TokenizerSpec* spec) {
   const bool byte_fallback = BoolOr(model, "byte_fallback", false);
   spec->kind = byte_fallback ? TokenizerKind::kSentencePieceBpe : TokenizerKind::kByteLevelBpe;
   spec->ignore_merges = BoolOr(model, "ignore_merges", false);
-  if (byte_fallback && spec->ignore_merges) return Refused("ignore_merges of a SentencePiece model");
+  if (byte_fallback && spec->ignore_merges)
+    return Refused("ignore_merges of a SentencePiece model");
   if (byte_fallback && !BoolOr(model, "fuse_unk", false)) {
     return Refused("byte_fallback without fuse_unk");
   }
@@ -346,7 +360,8 @@ absl::Status ReadTemplate(const json::element& step, const TokenizerSpec& spec, 
       continue;
     }
     if (!Has(part, "SpecialToken", &special) || text_seen || *bos_id >= 0) {
-      return Refused("post_processor TemplateProcessing with more than one token in front of the text");
+      return Refused(
+          "post_processor TemplateProcessing with more than one token in front of the text");
     }
     const std::string content = StringOr(special, "id", "");
     for (const AddedToken& token : spec.added) {
@@ -358,7 +373,8 @@ absl::Status ReadTemplate(const json::element& step, const TokenizerSpec& spec, 
 }
 
 absl::Status ReadPostProcessor(const json::element& root, TokenizerSpec* spec) {
-  ASSIGN_OR_RETURN(const std::vector<json::element> steps, Steps(root, "post_processor", "processors"));
+  ASSIGN_OR_RETURN(const std::vector<json::element> steps,
+                   Steps(root, "post_processor", "processors"));
   int32_t bos_id = -1;
   for (const json::element& step : steps) {
     const std::string type = StringOr(step, "type", "");
@@ -400,7 +416,8 @@ absl::Status ParseJson(absl::string_view what, absl::string_view text, json::par
   if (error) {
     return absl::InvalidArgumentError(absl::StrCat(what, ": ", simdjson::error_message(error)));
   }
-  if (!root->is_object()) return absl::InvalidArgumentError(absl::StrCat(what, ": not a JSON object"));
+  if (!root->is_object())
+    return absl::InvalidArgumentError(absl::StrCat(what, ": not a JSON object"));
   return absl::OkStatus();
 }
 
@@ -437,7 +454,8 @@ absl::StatusOr<TokenizerSpec> ParseTokenizerJson(absl::string_view json_text,
     RETURN_IF_ERROR(CheckSentencePieceDecoder(root, spec.add_space_prefix));
   } else {
     json::element decoder;
-    const std::string type = Has(root, "decoder", &decoder) ? StringOr(decoder, "type", "") : "none";
+    const std::string type =
+        Has(root, "decoder", &decoder) ? StringOr(decoder, "type", "") : "none";
     if (type != "ByteLevel") return Refused("decoder ", type, " of a model without byte_fallback");
     ASSIGN_OR_RETURN(spec.pre_tokenizer, ByteLevelPreTokenizer(root));
     RETURN_IF_ERROR(ReadByteLevelNormalizer(root, &spec));
@@ -454,7 +472,8 @@ absl::StatusOr<TokenizerSpec> ParseTokenizerJson(absl::string_view json_text,
     spec.unknown_id = found->second;
   }
   RETURN_IF_ERROR(ReadPostProcessor(root, &spec));
-  if (!tokenizer_config_json.empty()) RETURN_IF_ERROR(ReadConfig(tokenizer_config_json, ids, &spec));
+  if (!tokenizer_config_json.empty())
+    RETURN_IF_ERROR(ReadConfig(tokenizer_config_json, ids, &spec));
   RETURN_IF_ERROR(ValidateTokenizerSpec(spec));
   return spec;
 }

@@ -68,21 +68,34 @@ TEST(TokenizerJsonTest, MergesMayBePairs) {
 }
 
 TEST(TokenizerJsonTest, KnowsTheSplits) {
-  const std::string whole = R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true})";
-  const std::string bytes_only = R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false})";
-  const std::string llama = R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+)";
+  const std::string whole =
+      R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true})";
+  const std::string bytes_only =
+      R"({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false})";
+  const std::string llama =
+      R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+)";
   auto split = [&](const std::string& regex, absl::string_view behavior = "Isolated") {
-    return absl::StrCat(R"({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": ")", regex,
-                        R"("}, "behavior": ")", behavior, R"(", "invert": false}, )", bytes_only, "]}");
+    return absl::StrCat(
+        R"({"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": ")", regex,
+        R"("}, "behavior": ")", behavior, R"(", "invert": false}, )", bytes_only, "]}");
   };
   auto rule = [&](const std::string& pre_tokenizer) {
-    return ParseTokenizerJson(Edited(kByteLevel, absl::StrCat("\"pre_tokenizer\": ", whole), absl::StrCat("\"pre_tokenizer\": ", pre_tokenizer)), "");
+    return ParseTokenizerJson(Edited(kByteLevel, absl::StrCat("\"pre_tokenizer\": ", whole),
+                                     absl::StrCat("\"pre_tokenizer\": ", pre_tokenizer)),
+                              "");
   };
   EXPECT_EQ(rule(split(llama))->pre_tokenizer, PreTokenizer::kLlama3);
-  EXPECT_EQ(rule(split(absl::StrReplaceAll(llama, {{"{1,3}", ""}})))->pre_tokenizer, PreTokenizer::kQwen2);
-  EXPECT_EQ(rule(absl::StrCat(R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, )", whole, "]}"))->pre_tokenizer,
-            PreTokenizer::kSmolLm);
-  EXPECT_EQ(rule(split(absl::StrReplaceAll(llama, {{"{1,3}", "{1,2}"}}))).status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(rule(split(absl::StrReplaceAll(llama, {{"{1,3}", ""}})))->pre_tokenizer,
+            PreTokenizer::kQwen2);
+  EXPECT_EQ(
+      rule(
+          absl::StrCat(
+              R"({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, )",
+              whole, "]}"))
+          ->pre_tokenizer,
+      PreTokenizer::kSmolLm);
+  EXPECT_EQ(rule(split(absl::StrReplaceAll(llama, {{"{1,3}", "{1,2}"}}))).status().code(),
+            absl::StatusCode::kUnimplemented);
   EXPECT_EQ(rule(split(llama, "Removed")).status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_EQ(rule(R"({"type": "Whitespace"})").status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_EQ(rule(bytes_only).status().code(), absl::StatusCode::kUnimplemented);
@@ -104,12 +117,14 @@ TEST(TokenizerJsonTest, ReadsSentencePiece) {
 
 TEST(TokenizerJsonTest, ConfigNamesBosAndEos) {
   const auto spec = ParseTokenizerJson(
-      kByteLevel, R"({"bos_token": {"content": "<end>"}, "eos_token": "ab", "add_bos_token": true, "model_max_length": 1e30})");
+      kByteLevel,
+      R"({"bos_token": {"content": "<end>"}, "eos_token": "ab", "add_bos_token": true, "model_max_length": 1e30})");
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->bos_id, 4);
   EXPECT_EQ(spec->eos_ids, (std::vector<int32_t>{3}));
   EXPECT_TRUE(spec->add_bos);
-  EXPECT_FALSE(ParseTokenizerJson(kSentencePiece, R"({"bos_token": "<s>", "add_bos_token": false})")->add_bos);
+  EXPECT_FALSE(ParseTokenizerJson(kSentencePiece, R"({"bos_token": "<s>", "add_bos_token": false})")
+                   ->add_bos);
   EXPECT_FALSE(ParseTokenizerJson(kByteLevel, R"({"eos_token": "nope"})").ok());
   EXPECT_FALSE(ParseTokenizerJson(kByteLevel, "[]").ok());
 }
@@ -118,18 +133,23 @@ TEST(TokenizerJsonTest, RefusesByName) {
   const std::tuple<absl::string_view, const char*, const char*, const char*> cases[] = {
       {kByteLevel, R"("type": "BPE")", R"("type": "Unigram")", "model Unigram"},
       {kByteLevel, R"("dropout": null)", R"("dropout": 0.1)", "dropout"},
-      {kByteLevel, R"("end_of_word_suffix": "")", R"("end_of_word_suffix": "</w>")", "end_of_word_suffix"},
+      {kByteLevel, R"("end_of_word_suffix": "")", R"("end_of_word_suffix": "</w>")",
+       "end_of_word_suffix"},
       {kByteLevel, R"("normalizer": null)", R"("normalizer": {"type": "NFKC"})", "NFKC"},
-      {kByteLevel, R"("add_prefix_space": false)", R"("add_prefix_space": true)", "add_prefix_space"},
-      {kByteLevel, R"("post_processor": {"type": "ByteLevel")", R"("post_processor": {"type": "RobertaProcessing")", "RobertaProcessing"},
-      {kByteLevel, R"("decoder": {"type": "ByteLevel")", R"("decoder": {"type": "WordPiece")", "WordPiece"},
+      {kByteLevel, R"("add_prefix_space": false)", R"("add_prefix_space": true)",
+       "add_prefix_space"},
+      {kByteLevel, R"("post_processor": {"type": "ByteLevel")",
+       R"("post_processor": {"type": "RobertaProcessing")", "RobertaProcessing"},
+      {kByteLevel, R"("decoder": {"type": "ByteLevel")", R"("decoder": {"type": "WordPiece")",
+       "WordPiece"},
       {kByteLevel, R"("a b")", R"("a c")", "not all in the vocabulary"},
       {kByteLevel, R"("b": 1)", R"("b": 0)", "id 0 to two tokens"},
       {kByteLevel, R"("b": 1)", R"("b": 99999999)", "99999999"},
       {kByteLevel, R"("content": "<end>")", R"("content": "ab")", "id 3 in the vocabulary"},
       {kSentencePiece, R"("fuse_unk": true)", R"("fuse_unk": false)", "fuse_unk"},
       {kSentencePiece, R"("prepend": "\u2581")", R"("prepend": "_")", "Prepend"},
-      {kSentencePiece, R"("pre_tokenizer": null)", R"("pre_tokenizer": {"type": "Metaspace"})", "Metaspace"},
+      {kSentencePiece, R"("pre_tokenizer": null)", R"("pre_tokenizer": {"type": "Metaspace"})",
+       "Metaspace"},
       {kSentencePiece, R"({"type": "Fuse"},)", "", "decoder"},
       {kSentencePiece, R"("start": 1)", R"("start": 2)", "Strip"},
   };

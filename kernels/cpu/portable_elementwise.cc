@@ -77,7 +77,8 @@ void SwiGluPiece(const SwiGluArgs& args, const int32_t* gate, const int32_t* up,
   for (int32_t i = 0; i < n; ++i) g[i] = Silu(g[i], args.sigmoid_multiplier, args.sigmoid_shift);
   const int32_t shift = args.product_shift, half = 1 << (shift - 1);
   for (int32_t i = 0; i < n; ++i) {
-    out[i] = Sat16((static_cast<int16_t>(g[i]) * static_cast<int16_t>(u[i]) + half) >> shift);
+    out[i] = Clamp((static_cast<int16_t>(g[i]) * static_cast<int16_t>(u[i]) + half) >> shift,
+                   kProductLimit);
   }
 }
 
@@ -96,12 +97,18 @@ void Embed(const EmbedArgs& args) {
 }
 
 void RmsNorm(const RmsNormArgs& args) {
-  const SafeRound input(args.input_shift);
   const int32_t half = 1 << (args.k - 1);
   int32_t x[kPiece];
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
-    uint64_t sum = args.epsilon;
+    int32_t largest = 0;
+    for (int32_t j = 0; j < args.hidden; ++j) {
+      const int32_t magnitude = h[j] < 0 ? -h[j] : h[j];
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const int32_t input_shift = NormInputShift(largest);
+    const SafeRound input(input_shift);
+    uint64_t sum = args.epsilon >> (2 * input_shift);
     for (int32_t j = 0; j < args.hidden; ++j) {
       const int64_t v = Clamp(input(h[j]), kNormInputLimit);
       sum += static_cast<uint64_t>(v * v);

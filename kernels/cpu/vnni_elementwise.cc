@@ -128,6 +128,14 @@ FIXPOINT_INLINE __m512i NormInput(const SafeRound& round, const int32_t* h, __mm
   return Clamp32(round(LoadInt32(h, mask)), kNormInputLimit);
 }
 
+int32_t LargestMagnitude(const int32_t* h, int32_t n) {
+  __m512i largest = _mm512_setzero_si512();
+  for (int32_t j = 0; j < n; j += 16) {
+    largest = _mm512_max_epi32(largest, _mm512_abs_epi32(LoadInt32(h + j, TailMask16(n - j))));
+  }
+  return _mm512_reduce_max_epi32(largest);
+}
+
 uint64_t SumOfSquares(const int32_t* h, int32_t n, const SafeRound& round) {
   __m512i sum = _mm512_setzero_si512();
   for (int32_t j = 0; j < n; j += 16) {
@@ -183,11 +191,13 @@ void Embed(const EmbedArgs& args) {
 }
 
 void RmsNorm(const RmsNormArgs& args) {
-  const SafeRound input(args.input_shift);
   const Round last(args.k);
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
-    const InverseRoot root = InverseSquareRoot(args.epsilon + SumOfSquares(h, args.hidden, input));
+    const int32_t input_shift = NormInputShift(LargestMagnitude(h, args.hidden));
+    const SafeRound input(input_shift);
+    const InverseRoot root = InverseSquareRoot((args.epsilon >> (2 * input_shift)) +
+                                               SumOfSquares(h, args.hidden, input));
     const __m512i inverse = _mm512_set1_epi32(static_cast<int32_t>(root.inverse));
     const Round64 round(root.shift - args.fraction_bits);
     for (int32_t j = 0; j < args.hidden; j += 16) {
@@ -259,8 +269,8 @@ void SwiGlu(const SwiGluArgs& args) {
       __m512i b = Clamp32(gate(LoadInt32(g + d, next), d, next), 32767);
       multiply(a, b, Clamp32(up(LoadInt32(u + c, mask), c, mask), 32767),
                Clamp32(up(LoadInt32(u + d, next), d, next), 32767));
-      _mm512_mask_storeu_epi32(args.scratch + c, mask, Clamp32(product(a), 32767));
-      _mm512_mask_storeu_epi32(args.scratch + d, next, Clamp32(product(b), 32767));
+      _mm512_mask_storeu_epi32(args.scratch + c, mask, Clamp32(product(a), kProductLimit));
+      _mm512_mask_storeu_epi32(args.scratch + d, next, Clamp32(product(b), kProductLimit));
     }
     Hadamard(args.scratch, n, args.hadamard_block);
     for (int32_t c = 0; c < n; c += 16) {

@@ -63,6 +63,13 @@ constexpr uint64_t IntegerSqrt(uint64_t x) {
   return root;
 }
 
+// Right shift that brings a row of the residual stream below 2^kNormInputBits. Depends on the row's
+// largest magnitude alone, so neither order nor split of the row can change it.
+constexpr int32_t NormInputShift(int32_t largest_magnitude) {
+  if (largest_magnitude <= kNormInputLimit) return 0;
+  return 32 - __builtin_clz(static_cast<uint32_t>(largest_magnitude)) - kNormInputBits;
+}
+
 // 1 / sqrt(sum) as inverse * 2^-shift with 31 significant bits.
 struct InverseRoot {
   int64_t inverse;  // (2^30, 2^31)

@@ -60,10 +60,15 @@ int8_t* At(int8_t* plane, size_t stride, int32_t t, int32_t c) {
 void RmsNorm(const RmsNormArgs& args) {
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
+    int32_t largest = 0;
+    for (int32_t j = 0; j < args.hidden; ++j) {
+      largest = h[j] > largest ? h[j] : -h[j] > largest ? -h[j] : largest;
+    }
+    const int32_t shift = NormInputShift(largest);
     const auto input = [&](int32_t j) {
-      return int64_t{Clamp(RoundShift(h[j], args.input_shift), kNormInputLimit)};
+      return int64_t{Clamp(RoundShift(h[j], shift), kNormInputLimit)};
     };
-    uint64_t sum = args.epsilon;
+    uint64_t sum = args.epsilon >> (2 * shift);
     for (int32_t j = 0; j < args.hidden; ++j) sum += static_cast<uint64_t>(input(j) * input(j));
     const InverseRoot root = InverseSquareRoot(sum);
     for (int32_t j = 0; j < args.hidden; ++j) {
@@ -238,7 +243,7 @@ void SwiGlu(const SwiGluArgs& args) {
       const int32_t g = Sat16(Narrow(args.gate[row + c], gate.p, gate.multipliers[c], gate.k));
       const int32_t u = Sat16(Narrow(args.up[row + c], up.p, up.multipliers[c], up.k));
       const int32_t y = Silu(g, args.sigmoid_multiplier, args.sigmoid_shift);
-      args.scratch[c] = Sat16(RoundShift(y * u, args.product_shift));
+      args.scratch[c] = Clamp(RoundShift(y * u, args.product_shift), kProductLimit);
     }
     for (int32_t c = 0; c < args.channels; c += args.hadamard_block) {
       WalshHadamard(args.scratch + c, args.hadamard_block);

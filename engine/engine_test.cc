@@ -1,0 +1,402 @@
+#include "engine/engine.h"
+
+#include <ctime>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "engine/fake_executor.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace fixpoint {
+namespace {
+
+constexpr absl::Duration kPatience = absl::Seconds(60);
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::vector<Event> events;  // of tokens
+  Event end;
+};
+
+Answer Read(Stream& stream) {
+  Answer answer;
+  Event event;
+  while (stream.Next(&event, kPatience)) {
+    if (event.finished) {
+      answer.end = event;
+      EXPECT_FALSE(stream.TryNext(&event)) << "an event behind the end";
+      return answer;
+    }
+    EXPECT_EQ(event.index, static_cast<int32_t>(answer.tokens.size()));
+    answer.tokens.push_back(event.token_id);
+    answer.events.push_back(event);
+  }
+  ADD_FAILURE() << "no end";
+  return answer;
+}
+
+Request Greedy(std::vector<int32_t> prompt, int32_t max_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  return request;
+}
+
+class CountingObserver final : public EngineObserver {
+ public:
+  void OnFirstToken(absl::Duration) override { ++first_tokens; }
+  void OnToken(absl::Duration) override { ++later_tokens; }
+  void OnAdmitted(absl::Duration, int32_t prompt, int32_t cached) override {
+    ++admitted, prompt_tokens += prompt, cached_tokens += cached;
+  }
+  void OnFinished(FinishReason reason, int32_t, int32_t, absl::Duration) override {
+    finished[static_cast<size_t>(reason)]++;
+  }
+  void OnStep(int32_t, int32_t tokens, absl::Duration, absl::Duration) override {
+    ++steps, step_tokens += tokens;
+  }
+  int first_tokens = 0, later_tokens = 0, admitted = 0, prompt_tokens = 0, cached_tokens = 0;
+  int steps = 0, step_tokens = 0;
+  int finished[5] = {};
+};
+
+class EngineTest : public testing::Test {
+ protected:
+  // The engine under test; options may be changed before the first call.
+  Engine& engine() {
+    if (engine_ == nullptr) engine_ = Engine::Create(&executor_, options_, &observer_);
+    return *engine_;
+  }
+  std::shared_ptr<Stream> Submit(Request request) {
+    auto stream = engine().Submit(std::move(request));
+    EXPECT_TRUE(stream.ok()) << stream.status();
+    return stream.ok() ? *std::move(stream) : nullptr;
+  }
+  Answer Generate(Request request) { return Read(*Submit(std::move(request))); }
+  std::string Refusal(const Request& request,
+                      absl::StatusCode code = absl::StatusCode::kInvalidArgument) {
+    const auto stream = engine().Submit(request);
+    EXPECT_EQ(stream.status().code(), code);
+    return std::string(stream.status().message());
+  }
+  void ExpectAllFree() {
+    const EngineLoad load = engine().load();
+    EXPECT_EQ(load.running, 0);
+    EXPECT_EQ(load.waiting, 0);
+    EXPECT_EQ(load.waiting_tokens, 0);
+    EXPECT_EQ(load.free_blocks, 32);
+    EXPECT_EQ(load.total_blocks, 32);
+  }
+
+  FakeExecutor executor_;
+  EngineOptions options_ = {.prefix_token_ids = {1, 2}, .eos_ids = {50, 99}};
+  CountingObserver observer_;
+  std::unique_ptr<Engine> engine_;
+};
+
+TEST_F(EngineTest, GeneratesUpToMaxTokens) {
+  const Answer answer = Generate(Greedy({10, 20}, 5));
+  EXPECT_THAT(answer.tokens, testing::ElementsAre(21, 22, 23, 24, 25));
+  EXPECT_EQ(answer.end.reason, FinishReason::kLength);
+  EXPECT_EQ(answer.end.prompt_tokens, 2);
+  EXPECT_EQ(answer.end.cached_tokens, 0);
+  EXPECT_EQ(answer.end.generated_tokens, 5);
+  EXPECT_EQ(answer.end.stop_token_id, -1);
+  ExpectAllFree();
+  engine().Drain(kPatience);
+  EXPECT_EQ(observer_.first_tokens, 1);
+  EXPECT_EQ(observer_.later_tokens, 4);
+  EXPECT_EQ(observer_.admitted, 1);
+  EXPECT_EQ(observer_.finished[static_cast<size_t>(FinishReason::kLength)], 1);
+  EXPECT_EQ(observer_.steps, 5);
+  EXPECT_EQ(observer_.step_tokens, 6);
+}
+
+TEST_F(EngineTest, StopsAtEndOfSequenceAndStopIds) {
+  Answer answer = Generate(Greedy({47}, 20));
+  EXPECT_THAT(answer.tokens, testing::ElementsAre(48, 49));
+  EXPECT_EQ(answer.end.reason, FinishReason::kStop);
+  EXPECT_EQ(answer.end.stop_token_id, 50);
+  EXPECT_EQ(answer.end.generated_tokens, 3);
+  Request request = Greedy({47}, 5);
+  request.ignore_eos = true;
+  EXPECT_THAT(Generate(request).tokens, testing::ElementsAre(48, 49, 50, 51, 52));
+  request.stop_ids = {52, 7};
+  answer = Generate(request);
+  EXPECT_THAT(answer.tokens, testing::ElementsAre(48, 49, 50, 51));
+  EXPECT_EQ(answer.end.stop_token_id, 52);
+  EXPECT_THAT(Generate(Greedy({49}, 3)).tokens, testing::IsEmpty());  // the first token ends it
+}
+
+TEST_F(EngineTest, AbsorbsThePrefixOrItsBeginning) {
+  Answer answer = Generate(Greedy({1, 2, 30}, 2));
+  EXPECT_THAT(answer.tokens, testing::ElementsAre(31, 32));
+  EXPECT_EQ(answer.end.prompt_tokens, 3);
+  EXPECT_EQ(answer.end.cached_tokens, 2);
+  answer = Generate(Greedy({1, 30}, 1));
+  EXPECT_EQ(answer.end.cached_tokens, 1);
+  answer = Generate(Greedy({2, 30}, 1));
+  EXPECT_EQ(answer.end.cached_tokens, 0);
+  EXPECT_THAT(Refusal(Greedy({1, 2}, 5)),
+              testing::HasSubstr("prompt holds nothing behind the model's own prefix (2 tokens"));
+  EXPECT_THAT(Refusal(Greedy({1}, 5)), testing::HasSubstr("prefix (1 tokens"));
+}
+
+TEST_F(EngineTest, RefusesBadRequestsNamingFieldLimitAndValue) {
+  EXPECT_THAT(Refusal(Greedy({}, 5)), testing::HasSubstr("prompt is empty"));
+  EXPECT_THAT(Refusal(Greedy({5, 100}, 5)),
+              testing::HasSubstr("prompt[1] is 100, must be in [0, 99]"));
+  EXPECT_THAT(Refusal(Greedy({-1}, 5)), testing::HasSubstr("prompt[0] is -1"));
+  EXPECT_THAT(Refusal(Greedy({5}, 0)), testing::HasSubstr("max_tokens is 0, must be in [1, 199]"));
+  EXPECT_THAT(Refusal(Greedy({5}, 200)), testing::HasSubstr("max_tokens is 200"));
+  EXPECT_EQ(engine().limits().max_prompt_tokens, 199);
+  EXPECT_EQ(engine().limits().max_context_tokens, 200);
+  EXPECT_THAT(Refusal(Greedy(std::vector<int32_t>(200, 5), 1)),
+              testing::HasSubstr("prompt has 200 tokens, the limit is 199"));
+  const auto with = [&](const std::function<void(Request&)>& change) {
+    Request request = Greedy({5}, 1);
+    change(request);
+    return Refusal(request);
+  };
+  EXPECT_THAT(with([](Request& r) { r.sampling.top_k = -1; }), testing::HasSubstr("top_k is -1"));
+  EXPECT_THAT(with([](Request& r) { r.sampling.top_k = 101; }), testing::HasSubstr("top_k is 101"));
+  EXPECT_THAT(with([](Request& r) { r.sampling.top_p_q16 = 0; }),
+              testing::HasSubstr("top_p_q16 is 0"));
+  EXPECT_THAT(with([](Request& r) { r.sampling.top_p_q16 = 65537; }),
+              testing::HasSubstr("top_p_q16"));
+  EXPECT_THAT(with([](Request& r) { r.sampling.min_p_q16 = 65537; }),
+              testing::HasSubstr("min_p_q16"));
+  EXPECT_THAT(with([](Request& r) { r.stop_ids.assign(33, 1); }),
+              testing::HasSubstr("stop_ids is 33"));
+  EXPECT_THAT(with([](Request& r) { r.stop_ids = {100}; }),
+              testing::HasSubstr("stop_ids[0] is 100"));
+  EXPECT_THAT(with([](Request& r) { r.top_logprobs = 21; }),
+              testing::HasSubstr("top_logprobs is 21"));
+}
+
+TEST_F(EngineTest, ReportsLogprobs) {
+  Request request = Greedy({5}, 1);
+  request.top_logprobs = 3;
+  const Answer answer = Generate(request);
+  ASSERT_EQ(answer.events.size(), 1u);
+  const Event& event = answer.events[0];
+  EXPECT_EQ(event.chosen.token_id, 6);
+  EXPECT_EQ(event.chosen.logprob_q16, 0);  // 99 * exp(-20) = 2.0e-7 rounds to nothing
+  ASSERT_EQ(event.top.size(), 3u);
+  EXPECT_EQ(event.top[0].token_id, 6);
+  EXPECT_EQ(event.top[1].token_id, 0);
+  EXPECT_EQ(event.top[1].logprob_q16, -20 * 65536);
+  EXPECT_EQ(event.top[2].token_id, 1);
+}
+
+TEST_F(EngineTest, RefusesWhatTheQueueCannotHold) {
+  options_.max_running = 1;
+  options_.max_queue_requests = 2;
+  options_.max_queue_tokens = 10;
+  executor_.Allow(0);
+  const auto running = Submit(Greedy({5}, 1));
+  executor_.AwaitSteps(1);
+  const auto first = Submit(Greedy(std::vector<int32_t>(9, 5), 1));
+  EXPECT_THAT(Refusal(Greedy({5, 5}, 1), absl::StatusCode::kResourceExhausted),
+              testing::HasSubstr("the queue holds 9 prompt tokens, the limit is 10"));
+  const auto second = Submit(Greedy({5}, 1));
+  EXPECT_THAT(Refusal(Greedy({5}, 1), absl::StatusCode::kResourceExhausted),
+              testing::HasSubstr("the queue holds 2 requests, the limit is 2"));
+  EXPECT_EQ(engine().load().waiting, 2);
+  EXPECT_EQ(engine().load().waiting_tokens, 10);
+  EXPECT_EQ(engine().load().running, 1);
+  executor_.Allow(-1);
+  for (const auto& stream : {running, first, second}) {
+    EXPECT_EQ(Read(*stream).end.reason, FinishReason::kLength);
+  }
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, DeadlineEndsWaitingAndRunningRequests) {
+  options_.max_running = 1;
+  executor_.Allow(0);
+  Request request = Greedy({5}, 100);
+  request.deadline = absl::Now() + absl::Milliseconds(20);
+  const auto running = Submit(request);
+  executor_.AwaitSteps(1);
+  const auto waiting = Submit(request);
+  absl::SleepFor(absl::Milliseconds(30));
+  executor_.Allow(-1);
+  const Answer answer = Read(*running);
+  EXPECT_EQ(answer.end.reason, FinishReason::kDeadline);
+  EXPECT_EQ(answer.tokens.size(), 1u);  // of the step that was running
+  EXPECT_EQ(Read(*waiting).end.reason, FinishReason::kDeadline);
+  request.deadline = absl::InfinitePast();
+  EXPECT_EQ(Generate(request).end.reason, FinishReason::kDeadline);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, LeavesTheQueueAfterItsTimeThere) {
+  options_.max_running = 1;
+  options_.max_queue_time = absl::Milliseconds(10);
+  executor_.Allow(0);
+  const auto running = Submit(Greedy({5}, 3));
+  executor_.AwaitSteps(1);
+  const auto waiting = Submit(Greedy({5}, 3));
+  absl::SleepFor(absl::Milliseconds(15));
+  executor_.Allow(-1);
+  EXPECT_EQ(Read(*running).end.reason, FinishReason::kLength);
+  const Answer answer = Read(*waiting);
+  EXPECT_EQ(answer.end.reason, FinishReason::kError);
+  EXPECT_EQ(answer.end.error.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(answer.end.error.message()), testing::HasSubstr("10ms"));
+}
+
+TEST_F(EngineTest, CancelEndsWithinTwoSteps) {
+  executor_.Allow(0);
+  const auto stream = Submit(Greedy({5}, 150));
+  const auto other = Submit(Greedy({5}, 150));
+  executor_.AwaitSteps(1);
+  executor_.Allow(9);
+  executor_.AwaitSteps(10);
+  stream->Cancel();
+  stream->Cancel();
+  executor_.Allow(2);
+  const Answer answer = Read(*stream);  // while no further step can end
+  EXPECT_EQ(answer.end.reason, FinishReason::kCancelled);
+  EXPECT_LE(answer.tokens.size(), 12u);
+  executor_.Allow(-1);
+  EXPECT_EQ(Read(*other).tokens.size(), 44u);  // 6 .. 49, then the end of sequence
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, DroppingTheStreamCancels) {
+  executor_.Allow(0);
+  auto stream = Submit(Greedy({5}, 150));
+  executor_.AwaitSteps(1);
+  stream.reset();
+  executor_.Allow(-1);
+  for (int i = 0; i < 1000 && engine().load().running > 0; ++i)
+    absl::SleepFor(absl::Milliseconds(1));
+  ExpectAllFree();
+  engine().Drain(kPatience);
+  EXPECT_EQ(observer_.finished[static_cast<size_t>(FinishReason::kCancelled)], 1);
+}
+
+TEST_F(EngineTest, ALostDeviceEndsAllWithUnavailable) {
+  options_.max_running = 1;
+  executor_.Allow(0);
+  const auto running = Submit(Greedy({5}, 150));
+  executor_.AwaitSteps(1);
+  const auto waiting = Submit(Greedy({5}, 150));
+  EXPECT_TRUE(engine().healthy());
+  executor_.Fail();
+  executor_.Allow(-1);
+  for (const auto& stream : {running, waiting}) {
+    const Answer answer = Read(*stream);
+    EXPECT_EQ(answer.end.reason, FinishReason::kError);
+    EXPECT_EQ(answer.end.error.code(), absl::StatusCode::kUnavailable);
+  }
+  EXPECT_FALSE(engine().healthy());
+  Refusal(Greedy({5}, 1), absl::StatusCode::kUnavailable);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, AStreamThatNobodyReadsIsCancelled) {
+  options_.stream_capacity_events = 7;
+  const auto unread = Submit(Greedy({5}, 40));
+  const auto other = Submit(Greedy({5}, 7));
+  EXPECT_EQ(Read(*other).end.reason, FinishReason::kLength);
+  for (int i = 0; i < 10000 && engine().load().running > 0; ++i)
+    absl::SleepFor(absl::Milliseconds(1));
+  const Answer answer = Read(*unread);
+  EXPECT_EQ(answer.tokens.size(), 7u);
+  EXPECT_EQ(answer.end.reason, FinishReason::kCancelled);
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, DrainLetsRequestsFinishAndRefusesNewOnes) {
+  executor_.Allow(0);
+  const auto stream = Submit(Greedy({5}, 30));
+  executor_.AwaitSteps(1);
+  std::thread drain([&] { engine().Drain(kPatience); });
+  absl::Status refused;
+  for (int i = 0; i < 10000 && refused.code() != absl::StatusCode::kUnavailable; ++i) {
+    absl::SleepFor(absl::Milliseconds(1));  // until the other thread has begun to drain
+    refused = engine().Submit(Greedy({5}, 1)).status();
+  }
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable);
+  executor_.Allow(-1);
+  EXPECT_EQ(Read(*stream).tokens.size(), 30u);
+  drain.join();
+  engine().Drain(kPatience);  // again, harmless
+}
+
+TEST_F(EngineTest, DrainCancelsWhatIsLeftAfterTheTimeout) {
+  executor_.Allow(3);
+  const auto stream = Submit(Greedy({5}, 40));
+  executor_.AwaitSteps(4);
+  std::thread drain([&] { engine().Drain(absl::Milliseconds(20)); });
+  absl::SleepFor(absl::Milliseconds(60));
+  executor_.Allow(1);  // the step that the drain waits for
+  drain.join();
+  const Answer answer = Read(*stream);
+  EXPECT_EQ(answer.end.reason, FinishReason::kCancelled);
+  EXPECT_EQ(answer.tokens.size(), 4u);
+  EXPECT_EQ(executor_.steps(), 4);
+}
+
+TEST_F(EngineTest, AStreamOutlivesTheEngine) {
+  executor_.Allow(2);
+  const auto stream = Submit(Greedy({5}, 40));
+  executor_.AwaitSteps(3);
+  executor_.Allow(-1);
+  engine_.reset();
+  EXPECT_EQ(Read(*stream).end.reason == FinishReason::kCancelled ||
+                observer_.finished[static_cast<size_t>(FinishReason::kLength)] == 1,
+            true);
+  stream->Cancel();
+}
+
+TEST_F(EngineTest, IdleEngineDoesNotSpin) {
+  EXPECT_EQ(Generate(Greedy({5}, 3)).tokens.size(), 3u);
+  const std::clock_t before = std::clock();
+  absl::SleepFor(absl::Milliseconds(200));
+  const double cpu_seconds = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  EXPECT_LT(cpu_seconds, 0.1);  // half of what one spinning thread would burn
+  EXPECT_EQ(executor_.steps(), 3);
+}
+
+TEST_F(EngineTest, ManyThreadsSubmitReadCancelAndDrop) {
+  options_.max_queue_requests = 1000;
+  engine();
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 50; ++i) {
+        auto stream = Submit(Greedy({5 + t}, 1 + i % 30));
+        if (stream == nullptr) continue;
+        if (i % 5 == 3) continue;  // dropped
+        if (i % 5 == 4) stream->Cancel();
+        const Answer answer = Read(*stream);
+        for (size_t n = 0; n < answer.tokens.size(); ++n) {
+          ASSERT_EQ(answer.tokens[n], 6 + t + static_cast<int32_t>(n));
+        }
+        if (i % 5 < 3) {
+          ASSERT_EQ(answer.end.reason, FinishReason::kLength);
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  engine().Drain(kPatience);
+  ExpectAllFree();
+  int ends = 0;
+  for (const int count : observer_.finished) ends += count;
+  EXPECT_EQ(ends, 200);
+}
+
+}  // namespace
+}  // namespace fixpoint

@@ -1,0 +1,52 @@
+// Runs the model on a device. The scheduler decides what to run; an executor only computes.
+// Implementations: CpuExecutor (engine/cpu_executor.h); a CUDA one will follow behind the same
+// interface.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+
+namespace fixpoint {
+
+// Consecutive tokens of one sequence. Cache position 0 is the first token behind the model's fixed
+// prefix.
+struct SequenceChunk {
+  absl::Span<const int32_t> token_ids;  // at least one
+  int32_t position =
+      0;  // cache position of token_ids[0]: all earlier positions are already in the cache
+  absl::Span<const int32_t> block_table;  // KV block of each kKvBlockTokens positions, covering
+                                          // position + token_ids.size()
+  // Indices into token_ids, rising, whose logits are wanted. Empty: none (a prefill chunk in the
+  // middle of a prompt).
+  absl::Span<const int32_t> logit_indices;
+};
+
+// Sizes that the scheduler and the KV pool need.
+struct ExecutorLimits {
+  int32_t vocab_size = 0;
+  int32_t num_blocks = 0;    // KV blocks owned by the executor
+  int32_t block_tokens = 0;  // tokens in a block
+  int64_t block_bytes = 0;   // bytes of one block over all layers
+  int32_t max_sequence_tokens =
+      0;  // cache positions a sequence may use: max_position_embeddings - prefix
+  int32_t max_step_tokens = 0;  // tokens in one Forward over all chunks
+  int32_t max_step_logits = 0;  // logit rows in one Forward
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual const ExecutorLimits& limits() const = 0;
+
+  // Runs all chunks in one step: appends their K and V to the cache and writes the wanted logit
+  // rows, in order of chunk and index, to logits [rows][vocab_size] (int32,
+  // ModelConfig::logit_fraction_bits). Chunks are of different sequences. The result of a row
+  // depends only on its own sequence's tokens: never on other chunks, the split into chunks or
+  // threads. Called by one thread only (the engine thread). An error means that the device is lost.
+  virtual absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) = 0;
+};
+
+}  // namespace fixpoint

@@ -1,0 +1,233 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "engine/philox.h"
+
+namespace fixpoint {
+namespace {
+
+// 2^31 * 2^(-i/256), rounded to nearest.
+constexpr uint32_t kExp2Table[257] = {
+#include "engine/exp2_table.inc"
+};
+
+constexpr uint64_t kLog2E_Q30 = 1549082005;  // log2(e) * 2^30
+constexpr uint64_t kLn2_Q31 = 1488522236;    // ln(2) * 2^31
+constexpr int32_t kLogSumBits = 40;  // fraction bits of the weights that a log-sum-exp adds up
+
+// Below this many candidates a sort is cheaper than another round of halving.
+constexpr int32_t kSortedTail = 64;
+
+constexpr uint64_t RoundShiftUnsigned(uint64_t x, int32_t n) {
+  return n == 0 ? x : (x + (uint64_t{1} << (n - 1))) >> n;
+}
+
+// A type of this file's own keeps the standard algorithms below from being shared with code built
+// by other flags.
+struct FallingOrder {
+  bool operator()(const SampleCandidate& a, const SampleCandidate& b) const {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  }
+};
+
+uint32_t Distance(int32_t max_logit, int32_t logit) {
+  return static_cast<uint32_t>(max_logit) - static_cast<uint32_t>(logit);
+}
+
+uint64_t ScaledDistance(uint32_t distance, const ExpScale& scale) {
+  return (distance * scale.c + (uint64_t{1} << (scale.n - 1))) >> scale.n;
+}
+
+// 2^31 * 2^-(fraction of y), y with 24 fraction bits: in [2^30, 2^31].
+uint32_t Exp2Fraction(uint64_t y) {
+  const uint32_t i = static_cast<uint32_t>(y >> 16) & 255;
+  const uint64_t slope = kExp2Table[i] - kExp2Table[i + 1];
+  return kExp2Table[i] - static_cast<uint32_t>(RoundShiftUnsigned(slope * (y & 0xffff), 16));
+}
+
+// The tokens that top_k and top_p leave: those not behind `last` in falling order.
+struct Kept {
+  SampleCandidate last = {INT32_MIN, INT32_MAX};
+  bool Has(int32_t logit, int32_t id) const { return !FallingOrder{}(last, {logit, id}); }
+};
+
+uint64_t SumWeights(const SampleCandidate* begin, const SampleCandidate* end,
+                    const uint32_t* weights) {
+  uint64_t sum = 0;
+  for (; begin != end; ++begin) sum += weights[begin->id];
+  return sum;
+}
+
+// Length of the shortest beginning, in falling order, whose weights reach `target`; it is the
+// beginning of `candidates` afterwards. Halves the part that holds the border, so the expected work
+// is linear. Requires that all of them reach it.
+int32_t ShortestPrefix(SampleCandidate* candidates, int32_t count, uint64_t target,
+                       const uint32_t* weights) {
+  int32_t low = 0, high = count;  // the border is in (low, high]
+  uint64_t before = 0;            // sum over [0, low)
+  while (high - low > kSortedTail) {
+    const int32_t middle = low + (high - low) / 2;
+    std::nth_element(candidates + low, candidates + middle, candidates + high, FallingOrder());
+    const uint64_t sum = SumWeights(candidates + low, candidates + middle, weights);
+    if (before + sum >= target) {
+      high = middle;
+    } else {
+      before += sum;
+      low = middle;
+    }
+  }
+  std::sort(candidates + low, candidates + high, FallingOrder());
+  while (low < high) {
+    before += weights[candidates[low++].id];
+    if (before >= target) break;
+  }
+  return low;
+}
+
+Kept ApplyTopKAndTopP(const int32_t* logits, int32_t vocab_size, const SamplingParams& params,
+                      const SamplerScratch& s) {
+  Kept kept;
+  // A token of weight zero changes no sum and is never drawn.
+  int32_t count = 0;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    if (s.weights[id] != 0) s.candidates[count++] = {logits[id], id};
+  }
+  if (params.top_k > 0 && params.top_k < count) {
+    std::nth_element(s.candidates, s.candidates + params.top_k - 1, s.candidates + count,
+                     FallingOrder());
+    count = params.top_k;
+    kept.last = s.candidates[count - 1];
+  }
+  if (params.top_p_q16 < 65536) {
+    const uint64_t sum = SumWeights(s.candidates, s.candidates + count, s.weights);
+    using Wide = unsigned __int128;
+    const uint64_t target = static_cast<uint64_t>((Wide{sum} * params.top_p_q16 + 65535) >> 16);
+    count = ShortestPrefix(s.candidates, count, target, s.weights);
+    kept.last = s.candidates[count - 1];
+  }
+  return kept;
+}
+
+}  // namespace
+
+ExpScale MakeExpScale(uint32_t inverse_temperature_q16, int32_t logit_fraction_bits) {
+  const uint64_t product = inverse_temperature_q16 * kLog2E_Q30;  // below 2^63
+  const int32_t shift = logit_fraction_bits + 16 + 30 - 24;
+  const int32_t width = static_cast<int32_t>(std::bit_width(product));
+  const int32_t drop = std::min(std::max(width - 32, 0), shift - 1);
+  const uint64_t c = RoundShiftUnsigned(product, drop);
+  // Beyond 32 bits only with n == 1: any distance is then far past the last weight, with the
+  // smaller factor as well.
+  return {std::min<uint64_t>(c, 0xffffffffu), shift - drop};
+}
+
+uint32_t SamplingWeight(uint32_t distance, const ExpScale& scale) {
+  const uint64_t y = ScaledDistance(distance, scale);
+  const uint64_t whole = y >> 24;
+  if (whole > 32) return 0;
+  return static_cast<uint32_t>(RoundShiftUnsigned(Exp2Fraction(y), static_cast<int32_t>(whole)));
+}
+
+int32_t Argmax(const int32_t* logits, int32_t vocab_size) {
+  int32_t best = logits[0];
+  for (int32_t id = 1; id < vocab_size; ++id) best = logits[id] > best ? logits[id] : best;
+  int32_t id = 0;
+  while (logits[id] != best) ++id;
+  return id;
+}
+
+int32_t SampleToken(const int32_t* logits, int32_t vocab_size, int32_t logit_fraction_bits,
+                    const SamplingParams& params, uint64_t position,
+                    const SamplerScratch& scratch) {
+  const int32_t best = Argmax(logits, vocab_size);
+  if (params.inverse_temperature_q16 == 0) return best;
+  const ExpScale scale = MakeExpScale(params.inverse_temperature_q16, logit_fraction_bits);
+  const int32_t max_logit = logits[best];
+  uint32_t* const weights = scratch.weights;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    weights[id] = SamplingWeight(Distance(max_logit, logits[id]), scale);
+  }
+  const bool ranked = params.top_k > 0 || params.top_p_q16 < 65536;
+  const Kept kept = ranked ? ApplyTopKAndTopP(logits, vocab_size, params, scratch) : Kept{};
+  const uint32_t least = params.min_p_q16 << 15;
+  uint64_t total = 0;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    if (weights[id] < least || !kept.Has(logits[id], id)) weights[id] = 0;
+    total += weights[id];
+  }
+  const uint64_t random = TokenRandomBits(params.seed, position);
+  const uint64_t draw =
+      static_cast<uint64_t>((static_cast<unsigned __int128>(random) * total) >> 64);
+  return TokenAtDraw(weights, draw);
+}
+
+int32_t TokenAtDraw(const uint32_t* weights, uint64_t draw) {
+  uint64_t sum = 0;
+  int32_t id = 0;
+  while ((sum += weights[id]) <= draw) ++id;
+  return id;
+}
+
+namespace {
+
+// log2(x) with 24 fraction bits, truncated: the fraction's bits come from squaring the mantissa
+// again and again. Each squaring truncates by less than 2^-31 and its error counts half as much in
+// each following bit: below 2^-29 in all. x >= 1.
+uint64_t Log2Q24(uint64_t x) {
+  const int32_t width = static_cast<int32_t>(std::bit_width(x));
+  uint64_t mantissa = width > 32 ? x >> (width - 32) : x << (32 - width);  // [2^31, 2^32)
+  uint64_t result = static_cast<uint64_t>(width - 1);
+  for (int32_t bit = 0; bit < 24; ++bit) {
+    mantissa = (mantissa * mantissa) >> 31;  // [2^31, 2^33)
+    const uint64_t carry = mantissa >> 32;
+    mantissa >>= carry;
+    result = result << 1 | carry;
+  }
+  return result;
+}
+
+}  // namespace
+
+LogNormalizer ComputeLogNormalizer(const int32_t* logits, int32_t vocab_size,
+                                   int32_t logit_fraction_bits) {
+  LogNormalizer normalizer;
+  normalizer.logit_fraction_bits = logit_fraction_bits;
+  normalizer.max_logit = logits[Argmax(logits, vocab_size)];
+  const ExpScale scale = MakeExpScale(65536, logit_fraction_bits);
+  uint64_t sum = 0;  // below 2^20 * 2^40
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    const uint64_t y = ScaledDistance(Distance(normalizer.max_logit, logits[id]), scale);
+    const uint64_t whole = y >> 24;
+    if (whole > kLogSumBits + 1) continue;
+    sum += RoundShiftUnsigned(uint64_t{Exp2Fraction(y)} << (kLogSumBits - 31),
+                              static_cast<int32_t>(whole));
+  }
+  const uint64_t log2_q24 = Log2Q24(sum) - (uint64_t{kLogSumBits} << 24);  // [0, 20] units
+  normalizer.log_sum_q30 = static_cast<int64_t>(RoundShiftUnsigned(log2_q24 * kLn2_Q31, 25));
+  return normalizer;
+}
+
+int32_t LogprobQ16(const LogNormalizer& normalizer, int32_t logit) {
+  const uint64_t distance = Distance(normalizer.max_logit, logit);  // below 2^31
+  const uint64_t distance_q30 = distance << (30 - normalizer.logit_fraction_bits);
+  const uint64_t magnitude =
+      RoundShiftUnsigned(distance_q30 + static_cast<uint64_t>(normalizer.log_sum_q30), 14);
+  return -static_cast<int32_t>(std::min<uint64_t>(magnitude, 0x7fffffffu));
+}
+
+int32_t TopTokens(const int32_t* logits, int32_t vocab_size, int32_t count, SampleCandidate* top) {
+  const FallingOrder before;
+  int32_t filled = 0;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    const SampleCandidate candidate = {logits[id], id};
+    if (filled == count && (count == 0 || !before(candidate, top[count - 1]))) continue;
+    int32_t place = filled < count ? filled++ : count - 1;
+    for (; place > 0 && before(candidate, top[place - 1]); --place) top[place] = top[place - 1];
+    top[place] = candidate;
+  }
+  return filled;
+}
+
+}  // namespace fixpoint
