@@ -118,7 +118,6 @@ void TimeElementwise(const Ops& ops) {
     ops.rms_norm({h.data(),
                   kTokens,
                   kHidden,
-                  4,
                   1000,
                   14,
                   multipliers.data(),

@@ -1,0 +1,127 @@
+// The calibrator's forward pass: windows of text behind a prefix, in float or with every site
+// fake-quantized. One code for the float reference, the statistics, text generation and the
+// simulation of the integer engine.
+//
+// Every step is a function of its own on named activations, in the order in which the integer
+// engine runs them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "base/aligned_buffer.h"
+#include "base/thread_pool.h"
+#include "calibrator/calibration.h"
+#include "calibrator/float_attention.h"
+#include "calibrator/forward_weights.h"
+#include "calibrator/gemm.h"
+#include "calibrator/statistics.h"
+
+namespace fixpoint {
+
+struct ForwardBatch {
+  const int32_t* token_ids = nullptr;  // [sequences][tokens], ids in [0, vocab_size)
+  int32_t sequences = 0;
+  int32_t tokens = 0;
+  int32_t start = 0;  // position of the first token behind the prefix; > 0 only with a KvBuffer
+};
+
+struct ForwardOptions {
+  const FloatPrefix* prefix = nullptr;  // null or empty: sequences begin at position 0
+  // Not null: every site is rounded to its grid (nearest, ties to even) and clipped. Needs kInt8
+  // weights.
+  const Scales* scales = nullptr;
+  // With bf16 products and float activations: two bf16 planes per activation (about float32's
+  // precision, twice the time).
+  bool precise_activations = true;
+  StatisticsCollector* statistics = nullptr;  // sees every site before it is rounded
+  KvBuffer* kv = nullptr;  // keeps K and V of all layers for later calls; null: windows stand alone
+};
+
+class FloatForward {
+ public:
+  // `model`, `gemm` and `pool` must outlive it.
+  FloatForward(const ForwardModel& model, FloatGemm& gemm, ThreadPool& pool);
+
+  // Runs all layers; memory is about rows * (2 * intermediate + 6 * hidden) * 4 bytes.
+  void Run(const ForwardBatch& batch, const ForwardOptions& options);
+
+  // Logits of rows [begin, end) of the last batch: row = sequence * tokens + token. out [end -
+  // begin][vocab_size].
+  void Logits(int64_t begin, int64_t end, float* out);
+
+  // K and V of the tokens alone, from position 0. Only for kFloat32 weights.
+  FloatPrefix ComputePrefix(absl::Span<const int32_t> token_ids);
+
+  // For a KvBuffer given to Run: integers and bf16 weights keep K and V in bf16.
+  GemmType kv_type() const { return model_.head.type; }
+  int32_t vocab_size() const { return model_.config().vocab_size; }
+
+ private:
+  // The quantized (or plain) input of a linear layer: y = factor * (hi + lo) * w^T, hi and lo
+  // [rows][stride].
+  struct SiteInput {
+    GemmType type = GemmType::kFloat32;
+    int64_t depth = 0;
+    bool two_planes = false;
+    float factor = 1;
+    AlignedBuffer hi, lo;
+  };
+
+  void Prepare(const ForwardBatch& batch, const ForwardOptions& options);
+  void PreparePrefix(int32_t layer);
+  void FillRopeTables(int32_t first_position, int32_t count);
+  void EmbedTokens();
+  void AttentionInput(int32_t layer);
+  void ProjectQkv(int32_t layer);
+  void RotateHeads(int32_t layer);
+  void RotateRow(int32_t layer, int64_t row, int thread);
+  void StoreHead(const float* x, double scale, void* out);
+  void Attend(int32_t layer);
+  void AttentionOutputInput(int32_t layer);
+  void AddAttentionOutput(int32_t layer);
+  void MlpInput(int32_t layer);
+  void ProjectGateUp(int32_t layer);
+  void SwiGlu(int32_t layer);
+  void AddMlpOutput(int32_t layer);
+  void HeadInput();
+
+  void StartSite(const LinearSite* site, const ForwardLinear& consumer);
+  void WriteSiteRow(const LinearSite* site, int64_t row, const float* x);
+  const LinearSite* Site(int32_t layer, LayerSite site) const;
+  void Multiply(const ForwardLinear& w, int64_t begin, int64_t rows, float* y, int64_t y_stride);
+  void ScaleRow(const ForwardLinear& w, float* y) const;
+  void AddToResidual(const ForwardLinear& w, std::vector<float> LayerRanges::*range, int32_t layer);
+  template <typename F>
+  void ForRows(F&& fn);
+  int64_t rows() const { return int64_t{batch_.sequences} * batch_.tokens; }
+  int32_t prefix_tokens() const { return options_.prefix ? options_.prefix->size() : 0; }
+
+  const ForwardModel& model_;
+  const FloatConfig& config_;
+  FloatGemm& gemm_;
+  ThreadPool& pool_;
+  FloatAttention attention_;
+
+  ForwardBatch batch_;
+  ForwardOptions options_;
+  KvBuffer window_kv_;  // one layer's K and V when options_.kv is null
+  KvBuffer* kv_ = nullptr;
+  int32_t kv_layer_ = 0;
+  std::vector<float> rope_cos_, rope_sin_;  // [positions of the batch][head_dim / 2]
+  int32_t rope_first_ = -1;
+  std::vector<float> score_units_, v_units_, prefix_k_, prefix_v_;  // of the layer at work
+
+  SiteInput input_;
+  AlignedBuffer residual_;          // [rows][hidden]
+  AlignedBuffer qkv_;               // [rows][(heads + 2 * kv_heads) * head_dim]
+  AlignedBuffer q_heads_;           // FloatAttention's q
+  AlignedBuffer attention_out_;     // [rows][heads * head_dim]
+  AlignedBuffer gate_, up_;         // [rows][intermediate]
+  AlignedBuffer linear_out_;        // [rows][hidden]
+  std::vector<AlignedBuffer> row_;  // per thread, one row of any activation
+};
+
+}  // namespace fixpoint

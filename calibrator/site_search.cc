@@ -1,0 +1,203 @@
+#include "calibrator/site_search.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "calibrator/ranges.h"
+
+namespace fixpoint {
+namespace {
+
+// The head runs for the last token of a prompt and for each generated one, where weights are read
+// once whatever the input's width: an int16 head_in costs much less time than its multiplications
+// say.
+constexpr double kHeadWeight = 1.0 / 16;
+
+struct Candidate {
+  SiteId id;
+  double work_share = 0;     // towards the limit
+  double cost = 0;           // what gains are weighed with
+  double noise = 0;          // relative error of int8 rounding
+  double gain = 0;           // KL removed when it becomes int16
+  size_t measured_with = 0;  // sites chosen when the gain was measured
+};
+
+class Search {
+ public:
+  Search(const FloatConfig& config, const Statistics& statistics, const Scales& narrow,
+         const SiteSearchOptions& options,
+         const std::function<absl::StatusOr<double>(const Scales&)>& measure,
+         const std::function<void(int32_t, int32_t)>& progress)
+      : config_(config),
+        statistics_(statistics),
+        options_(options),
+        measure_(measure),
+        progress_(progress) {
+    result_.scales = narrow;
+    ListCandidates();
+    bound_ = static_cast<int32_t>(5 * candidates_.size() / 2);
+  }
+
+  // Greedy by gain per cost. An addition leaves the other gains slightly stale, so the best is
+  // measured once more before it is taken and goes back into the list if it is no longer the best.
+  absl::StatusOr<SiteSearchResult> Run() {
+    ASSIGN_OR_RETURN(result_.kl_start, Measure(result_.scales));
+    result_.kl_end = result_.kl_start;
+    double measured_at = 0;  // KL when all gains were measured
+    int32_t rounds = 0;
+    while (result_.kl_end > options_.kl_target) {
+      if (rounds == 0 || (result_.kl_end < (1 - options_.stale_after) * measured_at &&
+                          rounds < options_.max_rounds)) {
+        RETURN_IF_ERROR(MeasureAll());
+        measured_at = result_.kl_end;
+        ++rounds;
+      }
+      ASSIGN_OR_RETURN(const bool added, AddBest());
+      if (!added) break;
+    }
+    if (result_.kl_end <= options_.kl_target) result_.stop_reason = "target";
+    return std::move(result_);
+  }
+
+ private:
+  void ListCandidates() {
+    const FloatConfig& c = config_;
+    const double hidden = c.hidden_size, ffn = c.intermediate_size;
+    const double q = static_cast<double>(c.num_attention_heads) * c.head_dim;
+    const double kv = static_cast<double>(c.num_key_value_heads) * c.head_dim;
+    const double work[kLayerLinearSites] = {(q + 2 * kv) * hidden, q * hidden, 2 * ffn * hidden,
+                                            ffn * hidden};
+    const double all = (work[0] + work[1] + work[2] + work[3]) * c.num_hidden_layers;
+    for (int32_t layer = 0; layer < c.num_hidden_layers; ++layer) {
+      for (int32_t site = 0; site < kLayerLinearSites; ++site) {
+        Add({layer, static_cast<LayerSite>(site)}, work[site] / all, work[site] / all);
+      }
+    }
+    std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+      return a.noise / a.cost > b.noise / b.cost;
+    });
+    if (candidates_.size() > static_cast<size_t>(options_.candidates))
+      candidates_.resize(options_.candidates);
+    Add({c.num_hidden_layers, LayerSite::kAttnIn}, 0, kHeadWeight * c.vocab_size * hidden / all);
+  }
+
+  void Add(const SiteId& id, double work_share, double cost) {
+    const MagnitudeHistogram& histogram = HistogramOf(id);
+    double error = 0;
+    MseClip(histogram, &error);
+    const double signal = MeanSquare(histogram);
+    candidates_.push_back({.id = id,
+                           .work_share = work_share,
+                           .cost = cost,
+                           .noise = signal > 0 ? error / signal : 0});
+  }
+
+  const MagnitudeHistogram& HistogramOf(const SiteId& id) const {
+    if (id.layer == config_.num_hidden_layers) return statistics_.head_in;
+    return statistics_.layers[id.layer].linear[static_cast<int32_t>(id.site)];
+  }
+
+  void Widen(const SiteId& id, Scales* scales) const {
+    LinearSite& site = id.layer == config_.num_hidden_layers
+                           ? scales->head_in
+                           : scales->layers[id.layer].linear(id.site);
+    site = ScaleSite(HistogramOf(id), true);
+  }
+
+  absl::StatusOr<double> Measure(const Scales& scales) {
+    if (progress_) progress_(measured_, bound_);
+    measured_ = std::min(measured_ + 1, bound_);
+    return measure_(scales);
+  }
+
+  absl::Status MeasureAll() {
+    for (Candidate& candidate : candidates_) RETURN_IF_ERROR(MeasureGain(&candidate));
+    return absl::OkStatus();
+  }
+
+  absl::Status MeasureGain(Candidate* candidate) {
+    Scales scales = result_.scales;
+    Widen(candidate->id, &scales);
+    ASSIGN_OR_RETURN(const double kl, Measure(scales));
+    candidate->gain = result_.kl_end - kl;
+    candidate->measured_with = result_.chosen.size();
+    return absl::OkStatus();
+  }
+
+  // False when nothing is left that pays and fits; stop_reason then says which.
+  absl::StatusOr<bool> AddBest() {
+    result_.stop_reason = "gain";
+    for (;;) {
+      const auto better = [](const Candidate& a, const Candidate& b) {
+        return a.gain / a.cost < b.gain / b.cost;
+      };
+      // Candidates that do not fit are out for good; those that do not pay may pay later.
+      const auto fits = [&](const Candidate& c) {
+        return result_.doubled_share + c.work_share <= options_.max_doubled_share;
+      };
+      Candidate* best = nullptr;
+      for (Candidate& candidate : candidates_) {
+        if (!Pays(candidate)) continue;
+        if (!fits(candidate)) {
+          result_.stop_reason = "work";
+          continue;
+        }
+        if (best == nullptr || better(*best, candidate)) best = &candidate;
+      }
+      if (best == nullptr) return false;
+      if (best->measured_with == result_.chosen.size()) {
+        Take(best);
+        return true;
+      }
+      RETURN_IF_ERROR(MeasureGain(best));
+    }
+  }
+
+  void Take(Candidate* candidate) {
+    const double kl = result_.kl_end - candidate->gain;
+    result_.chosen.push_back({.id = candidate->id,
+                              .name = SiteName(candidate->id, config_.num_hidden_layers),
+                              .work_share = candidate->work_share,
+                              .kl_before = result_.kl_end,
+                              .kl_after = kl});
+    Widen(candidate->id, &result_.scales);
+    result_.kl_end = kl;
+    result_.doubled_share += candidate->work_share;
+    candidates_.erase(candidates_.begin() + (candidate - candidates_.data()));
+  }
+
+  bool Pays(const Candidate& candidate) const {
+    const double excess = result_.kl_end - options_.kl_target;
+    return candidate.gain >= options_.min_gain * result_.kl_end &&
+           candidate.gain >= options_.min_gain_per_percent * excess * candidate.cost * 100;
+  }
+
+  const FloatConfig& config_;
+  const Statistics& statistics_;
+  const SiteSearchOptions& options_;
+  const std::function<absl::StatusOr<double>(const Scales&)>& measure_;
+  const std::function<void(int32_t, int32_t)>& progress_;
+  std::vector<Candidate> candidates_;
+  SiteSearchResult result_;
+  int32_t measured_ = 0;
+  int32_t bound_ = 1;  // a usual number, for the progress
+};
+
+}  // namespace
+
+std::string SiteName(const SiteId& id, int32_t num_hidden_layers) {
+  if (id.layer == num_hidden_layers) return "head_in";
+  static constexpr const char* kNames[] = {"attn_in", "o_in", "mlp_in", "down_in"};
+  return absl::StrCat("layers.", id.layer, ".", kNames[static_cast<int32_t>(id.site)]);
+}
+
+absl::StatusOr<SiteSearchResult> SearchWideSites(
+    const FloatConfig& config, const Statistics& statistics, const Scales& narrow,
+    const SiteSearchOptions& options,
+    const std::function<absl::StatusOr<double>(const Scales&)>& measure,
+    const std::function<void(int32_t, int32_t)>& progress) {
+  return Search(config, statistics, narrow, options, measure, progress).Run();
+}
+
+}  // namespace fixpoint

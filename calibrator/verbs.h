@@ -1,0 +1,81 @@
+// The verbs of fixpoint-calibrate, one file each. Results go to stdout, everything else to stderr.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "calibrator/progress.h"
+#include "text/tokenizer.h"
+
+namespace fixpoint {
+
+struct CalibrateFlags {
+  std::string model, output;
+  std::vector<std::string> corpus;
+  std::string budget = "1%";  // "1%", "0.5 %" or a fraction such as 0.01
+  uint64_t seed = 0;
+  int threads = 0;  // 0: every CPU that the process may use
+  ProgressKind progress = ProgressKind::kBar;
+};
+absl::Status RunCalibrate(const CalibrateFlags& flags);
+
+struct EvalFlags {
+  std::string bundle, text;
+  std::string source;  // empty: the integer engine alone
+  int32_t window = 1024;
+  int32_t limit = 0;  // windows; 0: all
+  bool json = false;
+  bool simulation = false;  // needs source
+  int threads = 0;
+  ProgressKind progress = ProgressKind::kBar;
+};
+absl::Status RunEval(const EvalFlags& flags);
+
+struct VerifyFlags {
+  std::string bundle;
+  bool json = false;
+  int threads = 0;
+  int32_t chunk = 0;  // prefill tokens at once; 0: as many as fit
+};
+// DATA_LOSS when the digest is not the one stored in the bundle.
+absl::Status RunVerify(const VerifyFlags& flags);
+
+struct TokenizeFlags {
+  std::string model;
+  std::string file = "-";  // "-": stdin
+  bool special = false;
+  bool json = false;
+};
+absl::Status RunTokenize(const TokenizeFlags& flags);
+
+struct RenderFlags {
+  std::string model;            // bundle, checkpoint, or a file ending in .jinja
+  std::string messages, tools;  // JSON files; tools may be empty
+  bool no_generation_prompt = false;
+};
+absl::Status RunRender(const RenderFlags& flags);
+
+struct InspectFlags {
+  std::string bundle;
+  bool json = false;
+};
+absl::Status RunInspect(const InspectFlags& flags);
+
+// --threads: 0 means all CPUs; INVALID_ARGUMENT outside [0, 1024].
+absl::StatusOr<int> ResolveThreads(int threads);
+
+// "1%" or "0.01" as a fraction in [0, 1].
+absl::StatusOr<double> ParseBudget(const std::string& text);
+
+struct TextModel {
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::string chat_template;
+};
+// Tokenizer and chat template of a bundle or of anything that the importer knows.
+absl::StatusOr<TextModel> LoadTextModel(const std::string& path);
+
+}  // namespace fixpoint

@@ -1,0 +1,76 @@
+// A running answer: takes the engine's events and gives text, ids and the end, free of any wire
+// format.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/engine.h"
+#include "server/text_stream.h"
+
+namespace fixpoint {
+
+struct PositionLogprobs {
+  TokenLogprob chosen;
+  std::vector<TokenLogprob> top;
+};
+
+struct AnswerDelta {
+  std::string text;  // whole code points, possibly empty
+  std::vector<int32_t> token_ids;
+  std::vector<PositionLogprobs> logprobs;  // as long as token_ids, or empty
+  int32_t index = 0;                       // in the answer, of the first id
+};
+
+struct AnswerEnd {
+  FinishReason reason = FinishReason::kStop;
+  absl::Status error;          // for kError: what the engine said; for logs, not for callers
+  int32_t stop_token_id = -1;  // for kStop: the id that ended it, or
+  std::string stop_string;     // the string that did
+  int32_t prompt_tokens = 0;
+  int32_t cached_tokens = 0;
+  int32_t completion_tokens = 0;
+};
+
+using AnswerItem = std::variant<AnswerDelta, AnswerEnd>;
+
+// Not thread-safe, except that the listener is called by the engine thread.
+class Answer {
+ public:
+  // `tokenizer` must outlive this. with_logprobs: the request asked for them.
+  Answer(std::shared_ptr<Stream> stream, const Tokenizer* tokenizer,
+         std::vector<std::string> stop_strings, bool with_logprobs);
+  ~Answer();
+
+  // `listener` is called whenever Next may have more; see Stream::SetListener.
+  void Listen(std::function<void()> listener);
+
+  // The next item, if there is one now. Several waiting tokens come as one delta (at most
+  // kMaxDeltaTokens). Deltas are followed by exactly one AnswerEnd, then by nothing.
+  std::optional<AnswerItem> Next();
+
+  // Stops listening (a running call of the listener has returned then) and cancels the request if
+  // it still runs. Idempotent.
+  void Close();
+
+  static constexpr size_t kMaxDeltaTokens = 256;
+
+ private:
+  void AddToken(const Event& event, AnswerDelta* delta);
+  AnswerEnd End(const Event& event) const;
+
+  std::shared_ptr<Stream> stream_;
+  TextStream text_;
+  const bool with_logprobs_;
+  int32_t num_tokens_ = 0;        // given out
+  std::optional<AnswerEnd> end_;  // waits behind a last delta
+  bool ended_ = false;
+};
+
+}  // namespace fixpoint

@@ -1,0 +1,94 @@
+// fixpoint-server: serves a bundle. Exit status: 0 after a drain, 1 when it could not start or lost
+// its device, 2 for wrong arguments, 128 + signal when a second signal ended it.
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <iostream>
+#include <string>
+
+#include "base/status_macros.h"
+#include "server/daemon.h"
+#include "server/stop_signal.h"
+#include "server/version.h"
+
+namespace {
+
+constexpr int kUsageError = 2;
+constexpr double kMaxDrainSeconds = 86400;
+
+struct Flags {
+  std::string listen = "127.0.0.1:50051";
+  std::string http = "127.0.0.1:8080";
+  double drain_notice = 5;
+  double drain_timeout = 30;
+};
+
+void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
+  app->set_version_flag("--version", fixpoint::kServerVersion);
+  app->add_option("BUNDLE", options->model,
+                  "Bundle; or a checkpoint (GGUF file, directory), calibrated first")
+      ->required();
+  app->add_option("--listen", flags->listen, "Address and port for gRPC; port 0: any free one")
+      ->capture_default_str();
+  app->add_option("--http", flags->http,
+                  "Address and port for /metrics, /healthz and /readyz; 'none': no HTTP")
+      ->capture_default_str();
+  app->add_option("--threads", options->load.threads, "Compute threads; 0: all CPUs")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  app->add_option("--device", options->load.device, "Device to compute on")->capture_default_str();
+  app->add_option("--kv-cache-bytes", options->load.kv_cache_bytes,
+                  "Size of the key/value cache; 0: automatic")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app->add_option("--max-queue", options->load.max_queue_requests,
+                  "Requests that may wait; more are refused")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  app->add_option("--drain-notice", flags->drain_notice,
+                  "Seconds of serving on after SIGTERM, not ready")
+      ->check(CLI::Range(0.0, kMaxDrainSeconds))
+      ->capture_default_str();
+  app->add_option("--drain-timeout", flags->drain_timeout,
+                  "Seconds that open streams may then still take")
+      ->check(CLI::Range(0.0, kMaxDrainSeconds))
+      ->capture_default_str();
+  app->add_option("--progress", options->progress, "Progress of a calibration on stderr")
+      ->check(CLI::IsMember({"bar", "json", "none"}))
+      ->capture_default_str();
+}
+
+int Fail(const absl::Status& status, int code) {
+  std::cerr << "fixpoint-server: " << status.message() << std::endl;
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Flags flags;
+  fixpoint::DaemonOptions options;
+  CLI::App app("Serves a language model with integer arithmetic over gRPC.", "fixpoint-server");
+  AddFlags(&app, &flags, &options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kUsageError;
+  }
+  if (absl::Status status = fixpoint::CheckDevice(options.load.device); !status.ok()) {
+    return Fail(status, kUsageError);
+  }
+  const auto listen = fixpoint::ParseListenAddress(flags.listen);
+  if (!listen.ok()) return Fail(fixpoint::Annotate(listen.status(), "--listen"), kUsageError);
+  options.listen = *listen;
+  if (flags.http != "none") {
+    const auto http = fixpoint::ParseListenAddress(flags.http);
+    if (!http.ok()) return Fail(fixpoint::Annotate(http.status(), "--http"), kUsageError);
+    options.http = *http;
+  }
+  options.drain_notice = absl::Seconds(flags.drain_notice);
+  options.drain_timeout = absl::Seconds(flags.drain_timeout);
+
+  const fixpoint::StopSignal stop;
+  const absl::Status status = fixpoint::RunDaemon(options, stop);
+  return status.ok() ? 0 : Fail(status, 1);
+}

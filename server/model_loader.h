@@ -1,0 +1,33 @@
+// From a checked bundle to a model that can be served.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "bundle/bundle.h"
+#include "server/served_model.h"
+
+namespace fixpoint {
+
+struct LoadOptions {
+  std::string device = "cpu";  // the only one so far
+  int threads = 0;             // 0: every CPU that the process may use
+  int64_t kv_cache_bytes = 0;  // 0: the executor's default
+  int max_queue_requests = 256;
+};
+
+// OK for a device that this build can serve on. INVALID_ARGUMENT names it.
+absl::Status CheckDevice(const std::string& device);
+
+// Packs the weights, allocates the KV cache and starts the engine thread. `name` is what callers
+// see; `observer` must outlive the result.
+absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std::string& name,
+                                                       const LoadOptions& options,
+                                                       EngineObserver* observer);
+
+// "/models/smollm2.fixpoint" -> "smollm2".
+std::string ModelName(const std::string& path);
+
+}  // namespace fixpoint
