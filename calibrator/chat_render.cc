@@ -1,6 +1,5 @@
 #include "calibrator/chat_render.h"
 
-#include <ctime>
 #include <memory>
 #include <utility>
 
@@ -30,10 +29,7 @@ absl::StatusOr<std::vector<TextSegment>> RenderChat(const std::string& chat_temp
   const bool has_eos = tokenizer && !tokenizer->spec().eos_ids.empty();
   variables.Set("eos_token",
                 TokenText(tokenizer, has_eos ? tokenizer->spec().eos_ids.front() : -1));
-  RenderOptions options;
-  const std::time_t now = std::time(nullptr);
-  localtime_r(&now, &options.now);
-  return parsed->Render(Value::Dict(std::move(variables)), options);
+  return parsed->Render(Value::Dict(std::move(variables)), RenderOptions{});
 }
 
 }  // namespace fixpoint

@@ -1,6 +1,5 @@
 #include "server/chat_renderer.h"
 
-#include <ctime>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -16,18 +15,6 @@ namespace {
 
 // Messages are bounded by kMaxPromptBytes; a template adds markup of its own.
 constexpr size_t kMaxRenderedBytes = kMaxPromptBytes + (1 << 20);
-
-// What strftime_now() prints: always the same day, because the same request must give the same
-// tokens on any day. Templates that ask for a date use this one as their own default.
-std::tm FixedDate() {
-  std::tm date = {};
-  date.tm_year = 2024 - 1900;
-  date.tm_mon = 6;
-  date.tm_mday = 26;
-  date.tm_wday = 5;
-  date.tm_yday = 207;
-  return date;
-}
 
 // Spelling of a control token, which may take effect as such; undefined when there is none.
 Value ControlToken(const TokenizerSpec& spec, int32_t id) {
@@ -57,7 +44,6 @@ class Renderer {
     }
     RenderOptions options;
     options.max_output_bytes = kMaxRenderedBytes;
-    options.now = FixedDate();
     auto segments = template_->Render(Value::Dict(std::move(variables)), options);
     // A used-up budget is the conversation's fault too: trying again would not help.
     if (!segments.ok())

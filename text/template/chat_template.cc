@@ -9,6 +9,16 @@ namespace fixpoint {
 ChatTemplate::ChatTemplate(std::unique_ptr<TemplateTree> tree) : tree_(std::move(tree)) {}
 ChatTemplate::~ChatTemplate() = default;
 
+std::tm TemplateDate() {
+  std::tm date = {};
+  date.tm_year = 2024 - 1900;
+  date.tm_mon = 6;
+  date.tm_mday = 26;
+  date.tm_wday = 5;
+  date.tm_yday = 207;
+  return date;
+}
+
 absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(absl::string_view source) {
   ASSIGN_OR_RETURN(TemplateTree tree, ParseTemplate(source));
   return std::unique_ptr<ChatTemplate>(

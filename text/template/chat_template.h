@@ -19,12 +19,16 @@ namespace fixpoint {
 
 struct TemplateTree;
 
+// 26 July 2024: what strftime_now() prints unless a caller sets another time. Always the same day,
+// because the same request must give the same tokens on any day. Templates that ask for a date use
+// this one as their own default.
+std::tm TemplateDate();
+
 struct RenderOptions {
   int64_t max_steps = 1'000'000;  // nodes evaluated, items touched, 64 bytes of string made
   int max_depth = 64;             // of macro calls, and of lists and dicts in each other
   size_t max_output_bytes = 8u << 20;
-  std::tm now =
-      {};  // what strftime_now() prints: fixed per request, so that prompts can be repeated
+  std::tm now = TemplateDate();  // what strftime_now() prints
 };
 
 // Immutable and thread-safe once parsed.
