@@ -41,8 +41,10 @@ void FloatForward::ForRows(F&& fn) {
 
 void FloatForward::Run(const ForwardBatch& batch, const ForwardOptions& options) {
   Prepare(batch, options);
-  EmbedTokens();
-  for (int32_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+  const int32_t first_layer = Resume();
+  if (first_layer == 0) EmbedTokens();
+  for (int32_t layer = first_layer; layer < config_.num_hidden_layers; ++layer) {
+    Record(layer);
     kv_layer_ = options.kv ? layer : 0;
     AttentionInput(layer);
     ProjectQkv(layer);
@@ -90,6 +92,28 @@ void FloatForward::Prepare(const ForwardBatch& batch, const ForwardOptions& opti
     kv_ = &window_kv_;
   }
   FillRopeTables(prefix_tokens() + batch.start, batch.tokens);
+}
+
+void FloatForward::Record(int32_t layer) {
+  if (options_.record == nullptr || layer % options_.record->stride != 0) return;
+  std::vector<std::vector<float>>& residual = options_.record->residual;
+  residual.resize(
+      std::max<size_t>(residual.size(), static_cast<size_t>(layer / options_.record->stride) + 1));
+  const float* h = residual_.as<float>();
+  residual[layer / options_.record->stride].assign(h, h + rows() * config_.hidden_size);
+}
+
+// The layer to start with; its input is in the residual stream unless it is layer 0.
+int32_t FloatForward::Resume() {
+  if (options_.resume == nullptr) return 0;
+  const std::vector<std::vector<float>>& residual = options_.resume->residual;
+  const int32_t stride = options_.resume->stride;
+  const int32_t index =
+      std::min(options_.first_layer / stride, static_cast<int32_t>(residual.size()) - 1);
+  if (index <= 0) return 0;
+  CHECK_EQ(static_cast<int64_t>(residual[index].size()), rows() * config_.hidden_size);
+  std::copy(residual[index].begin(), residual[index].end(), residual_.as<float>());
+  return index * stride;
 }
 
 void FloatForward::FillRopeTables(int32_t first_position, int32_t count) {

@@ -28,6 +28,12 @@ struct ForwardBatch {
   int32_t start = 0;  // position of the first token behind the prefix; > 0 only with a KvBuffer
 };
 
+// The residual stream of one batch at the start of every `stride`-th layer.
+struct LayerCheckpoints {
+  int32_t stride = 1;
+  std::vector<std::vector<float>> residual;  // [layers / stride, rounded up][rows * hidden_size]
+};
+
 struct ForwardOptions {
   const FloatPrefix* prefix = nullptr;  // null or empty: sequences begin at position 0
   // Not null: every site is rounded to its grid (nearest, ties to even) and clipped. Needs kInt8
@@ -38,6 +44,11 @@ struct ForwardOptions {
   bool precise_activations = true;
   StatisticsCollector* statistics = nullptr;  // sees every site before it is rounded
   KvBuffer* kv = nullptr;  // keeps K and V of all layers for later calls; null: windows stand alone
+  LayerCheckpoints* record = nullptr;  // filled on the way
+  // Recorded from the same batch with the same sites and weights in front of `first_layer`: what
+  // would come out the same is skipped.
+  const LayerCheckpoints* resume = nullptr;
+  int32_t first_layer = 0;
 };
 
 class FloatForward {
@@ -74,6 +85,8 @@ class FloatForward {
   void PreparePrefix(int32_t layer);
   void FillRopeTables(int32_t first_position, int32_t count);
   void EmbedTokens();
+  void Record(int32_t layer);
+  int32_t Resume();
   void AttentionInput(int32_t layer);
   void ProjectQkv(int32_t layer);
   void RotateHeads(int32_t layer);

@@ -165,6 +165,19 @@ TEST_F(FloatForwardTest, WideSitesWithFineHeadsComeCloseToFloat) {
   EXPECT_GT(narrow_error, 0.001);
 }
 
+TEST_F(FloatForwardTest, ResumingAtALayerGivesTheSameBits) {
+  Load({.seed = 9, .layers = 4}, WeightKind::kInt8);
+  const std::vector<int32_t> ids = RandomIds(70, 300, 16);
+  for (const int32_t stride : {1, 3}) {
+    LayerCheckpoints checkpoints{.stride = stride};
+    const std::vector<float> whole = Run(ids, 1, {.record = &checkpoints});
+    EXPECT_EQ(checkpoints.residual.size(), stride == 1 ? 4u : 2u);
+    for (const int32_t first : {0, 1, 3, 4}) {
+      EXPECT_EQ(Run(ids, 1, {.resume = &checkpoints, .first_layer = first}), whole) << first;
+    }
+  }
+}
+
 TEST_F(FloatForwardTest, StatisticsSeeEveryTokenOnce) {
   Load({.seed = 8}, WeightKind::kFloat32);
   const std::vector<int32_t> ids = RandomIds(2 * 33, 300, 15);

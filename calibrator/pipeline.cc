@@ -15,6 +15,7 @@
 #include "calibrator/evaluate.h"
 #include "calibrator/float_forward.h"
 #include "calibrator/generate.h"
+#include "calibrator/held_out.h"
 #include "calibrator/prefix.h"
 #include "calibrator/provenance.h"
 #include "calibrator/quantize.h"
@@ -145,37 +146,30 @@ class Calibration {
     statistics_ = collector.Result();
   }
 
-  absl::StatusOr<double> HeldOutKl(LogitSource& teacher, const Scales& scales) {
-    ForwardLogits student(*weights_forward_, {.prefix = &prefix_, .scales = &scales});
-    ASSIGN_OR_RETURN(const std::vector<Comparison> result,
-                     Compare(teacher, {&student}, corpus_.held_out, pool_));
-    return result[0].kl_mean;
-  }
-
   absl::Status ChooseScalesAndSites() {
     Enter(kScales);
     ForwardLogits reference(*float_forward_, {.prefix = &prefix_});
-    ASSIGN_OR_RETURN(const std::unique_ptr<CachedLogits> teacher,
-                     CachedLogits::Create(reference, corpus_.held_out, pool_));
+    ASSIGN_OR_RETURN(const std::unique_ptr<HeldOutMeasurer> measurer,
+                     HeldOutMeasurer::Create(reference, *weights_forward_, config(), prefix_,
+                                             corpus_.held_out, pool_));
     progress_.Update(0.6);
     // Both rules for q, k and v, judged by what they do to the model.
     const Scales by_max = ChooseScales(statistics_, HeadClip::kMax);
     const Scales by_mse = ChooseScales(statistics_, HeadClip::kMse);
-    ASSIGN_OR_RETURN(const double kl_max, HeldOutKl(*teacher, by_max));
-    ASSIGN_OR_RETURN(const double kl_mse, HeldOutKl(*teacher, by_mse));
+    ASSIGN_OR_RETURN(const double kl_max, measurer->Measure(by_max));
+    ASSIGN_OR_RETURN(const double kl_mse, measurer->Measure(by_mse));
     head_clip_ = kl_mse < kl_max ? "mse" : "max";
     narrow_ = kl_mse < kl_max ? by_mse : by_max;
 
     Enter(kSites);
     SiteSearchOptions options = settings_.sites;
     options.kl_target = KlTarget(settings_.budget);
-    ASSIGN_OR_RETURN(sites_, SearchWideSites(
-                                 config(), statistics_, narrow_, options,
-                                 [&](const Scales& scales) { return HeldOutKl(*teacher, scales); },
-                                 [&](int32_t done, int32_t bound) {
-                                   progress_.Update(static_cast<double>(done) / bound,
-                                                    absl::StrCat("measurement ", done + 1));
-                                 }));
+    ASSIGN_OR_RETURN(sites_, SearchWideSites(config(), statistics_, narrow_, options, *measurer,
+                                             [&](int32_t done, int32_t usual) {
+                                               progress_.Update(
+                                                   static_cast<double>(done) / usual,
+                                                   absl::StrCat("measurement ", done + 1));
+                                             }));
     weights_forward_.reset();
     weights_model_ = {};
     return absl::OkStatus();

@@ -26,13 +26,12 @@ struct Candidate {
 class Search {
  public:
   Search(const FloatConfig& config, const Statistics& statistics, const Scales& narrow,
-         const SiteSearchOptions& options,
-         const std::function<absl::StatusOr<double>(const Scales&)>& measure,
+         const SiteSearchOptions& options, SiteMeasurer& measurer,
          const std::function<void(int32_t, int32_t)>& progress)
       : config_(config),
         statistics_(statistics),
         options_(options),
-        measure_(measure),
+        measurer_(measurer),
         progress_(progress) {
     result_.scales = narrow;
     ListCandidates();
@@ -42,6 +41,7 @@ class Search {
   // Greedy by gain per cost. An addition leaves the other gains slightly stale, so the best is
   // measured once more before it is taken and goes back into the list if it is no longer the best.
   absl::StatusOr<SiteSearchResult> Run() {
+    RETURN_IF_ERROR(measurer_.SetBase(result_.scales));
     ASSIGN_OR_RETURN(result_.kl_start, Measure(result_.scales));
     result_.kl_end = result_.kl_start;
     double measured_at = 0;  // KL when all gains were measured
@@ -108,7 +108,7 @@ class Search {
   absl::StatusOr<double> Measure(const Scales& scales) {
     if (progress_) progress_(measured_, bound_);
     measured_ = std::min(measured_ + 1, bound_);
-    return measure_(scales);
+    return measurer_.Measure(scales);
   }
 
   absl::Status MeasureAll() {
@@ -148,6 +148,7 @@ class Search {
       if (best == nullptr) return false;
       if (best->measured_with == result_.chosen.size()) {
         Take(best);
+        RETURN_IF_ERROR(measurer_.SetBase(result_.scales));
         return true;
       }
       RETURN_IF_ERROR(MeasureGain(best));
@@ -176,7 +177,7 @@ class Search {
   const FloatConfig& config_;
   const Statistics& statistics_;
   const SiteSearchOptions& options_;
-  const std::function<absl::StatusOr<double>(const Scales&)>& measure_;
+  SiteMeasurer& measurer_;
   const std::function<void(int32_t, int32_t)>& progress_;
   std::vector<Candidate> candidates_;
   SiteSearchResult result_;
@@ -194,10 +195,9 @@ std::string SiteName(const SiteId& id, int32_t num_hidden_layers) {
 
 absl::StatusOr<SiteSearchResult> SearchWideSites(
     const FloatConfig& config, const Statistics& statistics, const Scales& narrow,
-    const SiteSearchOptions& options,
-    const std::function<absl::StatusOr<double>(const Scales&)>& measure,
+    const SiteSearchOptions& options, SiteMeasurer& measurer,
     const std::function<void(int32_t, int32_t)>& progress) {
-  return Search(config, statistics, narrow, options, measure, progress).Run();
+  return Search(config, statistics, narrow, options, measurer, progress).Run();
 }
 
 }  // namespace fixpoint

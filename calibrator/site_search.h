@@ -29,7 +29,7 @@ struct SiteSearchOptions {
   double min_gain = 0.02;
   double min_gain_per_percent = 0.005;
   // Measured one by one; chosen by the histograms' signal to noise.
-  int32_t candidates = 24;
+  int32_t candidates = 20;
   // Gains measured while one bad site drowns the others say little: when an addition has removed
   // this share of the KL, all are measured again, but not more often than max_rounds times in all.
   double stale_after = 0.25;
@@ -51,12 +51,20 @@ struct SiteSearchResult {
   std::string stop_reason;         // "target", "work" or "gain"
 };
 
-// `measure` gives the held-out mean KL of scales; `progress` is told the measurements done and an
-// upper bound of them.
+// Judges scales on held-out text.
+class SiteMeasurer {
+ public:
+  virtual ~SiteMeasurer() = default;
+  // Scales that later ones resemble: those that Measure gets differ from them in few sites.
+  virtual absl::Status SetBase(const Scales& scales) = 0;
+  // Mean KL to float.
+  virtual absl::StatusOr<double> Measure(const Scales& scales) = 0;
+};
+
+// `progress`, when given, is told the measurements done and how many are usual.
 absl::StatusOr<SiteSearchResult> SearchWideSites(
     const FloatConfig& config, const Statistics& statistics, const Scales& narrow,
-    const SiteSearchOptions& options,
-    const std::function<absl::StatusOr<double>(const Scales&)>& measure,
+    const SiteSearchOptions& options, SiteMeasurer& measurer,
     const std::function<void(int32_t, int32_t)>& progress);
 
 std::string SiteName(const SiteId& id, int32_t num_hidden_layers);

@@ -42,6 +42,7 @@ class SiteSearchTest : public testing::Test {
   // 0.01 and what each int8 site costs.
   double Loss(const Scales& scales) const {
     double kl = 0.01;
+    if (hidden_ && !scales.layers[1].down_in.wide) return 0.12;
     for (int layer = 0; layer < 4; ++layer) {
       for (int site = 0; site < kLayerLinearSites; ++site) {
         const auto found = cost_.find({layer, site});
@@ -52,15 +53,39 @@ class SiteSearchTest : public testing::Test {
     return kl;
   }
 
+  class Measurer : public SiteMeasurer {
+   public:
+    explicit Measurer(SiteSearchTest* test) : test_(test) {}
+    absl::Status SetBase(const Scales& scales) override {
+      base_ = scales;
+      return absl::OkStatus();
+    }
+    absl::StatusOr<double> Measure(const Scales& scales) override {
+      ++test_->measured_;
+      EXPECT_LE(Differences(scales), 1);  // from the base
+      return test_->Loss(scales);
+    }
+
+   private:
+    int Differences(const Scales& scales) const {
+      int count = scales.head_in.wide != base_.head_in.wide;
+      for (size_t i = 0; i < scales.layers.size(); ++i) {
+        for (int site = 0; site < kLayerLinearSites; ++site) {
+          count += scales.layers[i].linear(static_cast<LayerSite>(site)).wide !=
+                   base_.layers[i].linear(static_cast<LayerSite>(site)).wide;
+        }
+      }
+      return count;
+    }
+
+    SiteSearchTest* test_;
+    Scales base_;
+  };
+
   SiteSearchResult Search() {
     measured_ = 0;
-    const auto result = SearchWideSites(
-        config_, statistics_, narrow_, options_,
-        [&](const Scales& scales) -> absl::StatusOr<double> {
-          ++measured_;
-          return Loss(scales);
-        },
-        nullptr);
+    Measurer measurer(this);
+    const auto result = SearchWideSites(config_, statistics_, narrow_, options_, measurer, nullptr);
     EXPECT_TRUE(result.ok());
     return *result;
   }
@@ -76,6 +101,7 @@ class SiteSearchTest : public testing::Test {
   Scales narrow_;
   SiteSearchOptions options_;
   std::map<std::pair<int, int>, double> cost_;
+  bool hidden_ = false;
   int measured_ = 0;
 };
 
@@ -121,10 +147,20 @@ TEST_F(SiteSearchTest, StopsWhenNothingPays) {
   EXPECT_EQ(result.stop_reason, "gain");
 }
 
+TEST_F(SiteSearchTest, GainsThatABadSiteHidBecomeVisibleInTheNextRound) {
+  // While {1, 3} is int8, {2, 3} seems to gain nothing.
+  hidden_ = true;
+  cost_ = {{{1, 3}, 0.1}, {{2, 3}, 0.01}};
+  options_.kl_target = 0.012;
+  EXPECT_THAT(Names(Search()), testing::ElementsAre("layers.1.down_in", "layers.2.down_in"));
+}
+
 TEST_F(SiteSearchTest, PassesOnAFailedMeasurement) {
-  const auto result = SearchWideSites(
-      config_, statistics_, narrow_, options_,
-      [](const Scales&) { return absl::StatusOr<double>(absl::DataLossError("lost")); }, nullptr);
+  class Broken : public SiteMeasurer {
+    absl::Status SetBase(const Scales&) override { return absl::OkStatus(); }
+    absl::StatusOr<double> Measure(const Scales&) override { return absl::DataLossError("lost"); }
+  } broken;
+  const auto result = SearchWideSites(config_, statistics_, narrow_, options_, broken, nullptr);
   EXPECT_EQ(result.status().code(), absl::StatusCode::kDataLoss);
 }
 
