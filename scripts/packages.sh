@@ -11,7 +11,7 @@ BUILD_PACKAGES=(
   python3 python3-pip curl ca-certificates unzip
 )
 TEST_PACKAGES=(
-  python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
+  git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
 )
 
 packages=("${BUILD_PACKAGES[@]}")

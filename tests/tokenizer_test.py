@@ -15,7 +15,7 @@ import unicodedata
 import pytest
 
 tokenizers = pytest.importorskip("tokenizers")
-transformers = pytest.importorskip("transformers")
+gguf = pytest.importorskip("gguf")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BIN = pathlib.Path(os.environ.get("FIXPOINT_BIN", ROOT / "build/release/bin"))
@@ -88,16 +88,26 @@ def model_path():
     return pathlib.Path(path)
 
 
-@pytest.fixture(scope="module")
-def smollm(model_path, tmp_path_factory):
-    """tokenizer.json of the GGUF vocabulary, as transformers converts it; its splitting is GPT-2's."""
-    folder = tmp_path_factory.mktemp("smollm")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path.parent, gguf_file=model_path.name)
-    tokenizer.save_pretrained(folder)
-    return json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-
-
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+@pytest.fixture(scope="module")
+def smollm(model_path):
+    """tokenizer.json of the GGUF vocabulary, the same that transformers makes of it (which would need torch for that)."""
+    fields = gguf.GGUFReader(model_path).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    merges = [merge.split(" ") for merge in fields["tokenizer.ggml.merges"].contents()]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": BYTE_LEVEL,
+        "added_tokens": [{"id": i, "content": token, **flags}
+                         for i, (token, kind) in enumerate(zip(tokens, types)) if kind == gguf.TokenType.CONTROL],
+        "post_processor": None, "decoder": {**BYTE_LEVEL, "add_prefix_space": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges},
+    }
 
 
 def split_by(regex):
