@@ -53,7 +53,7 @@ else
   echo "ready, pid $(cat models/server.pid), log in models/server.log"
 fi
 
-prompt="What is the capital of France, and what is it known for?"
+prompt="Explain in three sentences why the sky is blue."
 printf '\n> %s\n\n' "$prompt"
 "$bin/fixpoint" chat --target "$listen" --message "$prompt" --max-tokens 120
 
