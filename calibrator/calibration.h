@@ -4,9 +4,11 @@
 //   -> int16 sites (site_search.h) -> integers (quantize.h) -> verification (evaluate.h) -> bundle
 //
 // A site is a tensor that is quantized with a static scale: the input of each linear layer (attn_in
-// feeds q, k, v; o_in; mlp_in feeds gate and up; down_in; head_in), and q, k, v per head. real =
-// scale * q with q in [-127, 127]; at an int16 site real = scale / 256 * x with x in [-32512,
-// 32512]. All sites are in the rotated basis of rotate.h.
+// feeds q, k, v; o_in; mlp_in feeds gate and up; down_in; head_in), and q, k, v per head.
+//   q = clamp(round(real * gain / scale), -127, 127), and whatever reads it takes it as scale * q;
+// at an int16 site x = clamp(round(real * gain * 256 / scale), -32512, 32512) counts as scale / 256
+// * x. A gain is a vector over the channels that training has found; without one it is 1. All sites
+// are in the rotated basis of rotate.h.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +18,9 @@
 namespace fixpoint {
 
 struct LinearSite {
-  double scale = 0;   // > 0
-  bool wide = false;  // int16 input
+  double scale = 0;         // > 0
+  bool wide = false;        // int16 input
+  std::vector<float> gain;  // [channels], each > 0; empty: 1
 };
 
 // The linear sites of a layer, in the order of the forward pass.
@@ -26,8 +29,10 @@ inline constexpr int32_t kLayerLinearSites = 4;
 
 struct LayerScales {
   LinearSite attn_in, o_in, mlp_in, down_in;
-  std::vector<double> q;     // [num_attention_heads], after RoPE and Hadamard
-  std::vector<double> k, v;  // [num_key_value_heads]
+  std::vector<double> q;      // [num_attention_heads], after RoPE and Hadamard
+  std::vector<double> k, v;   // [num_key_value_heads]
+  std::vector<float> q_gain;  // [num_attention_heads * head_dim], after RoPE and Hadamard; empty: 1
+  std::vector<float> k_gain, v_gain;  // [num_key_value_heads * head_dim]; empty: 1
 
   LinearSite& linear(LayerSite site) {
     return const_cast<LinearSite&>(std::as_const(*this).linear(site));

@@ -1,4 +1,10 @@
-// Calibration text as windows of token ids: from files, or what the model itself says.
+// Text as windows of token ids: for calibration from files or from what the model itself says, for
+// evaluation from any file.
+//
+// Text is UTF-8 without NUL bytes. What is not is refused with the file's name and the offset of
+// the first bad byte in the file; so are empty files, directories and what cannot be opened or
+// read. Only the bytes that are used are looked at: of files that are too long to be read whole,
+// pieces, so memory stays bounded whatever the size.
 #pragma once
 
 #include <cstdint>
@@ -25,25 +31,41 @@ struct CorpusLimits {
   int32_t max_train = 0, max_held_out = 0;  // windows
 };
 
-// Text of UTF-8 files in the order given, cut into windows of kCorpusWindowTokens; windows are
-// taken evenly from all of it, and every few one is held out. Files of more than 8 MiB together are
-// not read whole but in evenly spaced pieces, so that memory stays bounded. INVALID_ARGUMENT: not
-// UTF-8 (file and offset), fewer than four windows (with the number of tokens found).
+// Text of files in the order given, cut into windows of kCorpusWindowTokens; windows are taken
+// evenly from all of it, and every few one is held out. Files of more than 8 MiB together are read
+// in evenly spaced pieces (and once more, in small steps, for the digest). INVALID_ARGUMENT also:
+// fewer than four windows, with the number of tokens found and needed.
 absl::StatusOr<Corpus> ReadCorpus(const std::vector<std::string>& files, const Tokenizer& tokenizer,
                                   const CorpusLimits& limits);
+
+// At most `count` of the windows, evenly spread, in order.
+Windows EvenWindows(const Windows& windows, int32_t count);
 
 // Splits windows evenly: at most limits.max_train and max_held_out of them. Requires at least two
 // windows.
 Corpus SplitWindows(const Windows& all, const CorpusLimits& limits);
 
-// INVALID_ARGUMENT naming `place` and the offset of the first byte that is not UTF-8.
-absl::Status CheckUtf8(absl::string_view text, const std::string& place);
+// INVALID_ARGUMENT naming `place` and the first byte that is not UTF-8 with its offset; `offset` is
+// that of text[0].
+absl::Status CheckUtf8(absl::string_view text, const std::string& place, uint64_t offset = 0);
 
-// The whole file as token ids, at most 64 MiB of UTF-8; for evaluation texts.
-absl::StatusOr<std::vector<int32_t>> TokenizeFile(const std::string& path,
-                                                  const Tokenizer& tokenizer);
+struct TextWindows {
+  int32_t tokens = 1024;  // in a window, at least 2
+  int32_t stride = 0;     // tokens from one start to the next, in [1, tokens]; 0: tokens
+  int32_t limit = 0;      // windows, evenly spread over the text; 0: all
+};
 
-// Cuts ids into windows of `tokens`, at most `limit` of them (0: all); the rest is dropped.
-Windows CutWindows(const std::vector<int32_t>& ids, int32_t tokens, int32_t limit);
+// Windows of one text, to measure on. A text shorter than one window gives one window of all its
+// tokens, at least two of them. The rest behind the last whole window is left out. With a limit,
+// files of more than 8 MiB are read in one piece per window, so that the size does not matter (a
+// piece that holds too few tokens gives no window). Without, a text of more than 64 MiB is refused
+// with OUT_OF_RANGE, as are more than 2^24 tokens of windows. Pipes are read whole.
+absl::StatusOr<Windows> ReadTextWindows(const std::string& path, const Tokenizer& tokenizer,
+                                        const TextWindows& wanted);
+
+// Cuts ids into windows of `tokens` that start every `stride` tokens (0: `tokens`), at most `limit`
+// of them (0: all), evenly spread and the first always among them; the rest is dropped.
+Windows CutWindows(const std::vector<int32_t>& ids, int32_t tokens, int32_t limit,
+                   int32_t stride = 0);
 
 }  // namespace fixpoint

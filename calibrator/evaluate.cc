@@ -23,14 +23,14 @@ int32_t WindowsPerBatch(const Windows& windows) {
   return static_cast<int32_t>(std::max<int64_t>(1, kBatchTokens / windows.tokens));
 }
 
-double Mean(const std::vector<double>& values) {
-  return values.empty() ? 0
-                        : std::accumulate(values.begin(), values.end(), 0.0) /
-                              static_cast<double>(values.size());
+// The rows of a window whose logits count: the one in front of the first token that counts predicts
+// that token.
+int32_t FirstRow(const Windows& windows, int32_t window) {
+  return std::max(0, windows.first_scored(window) - 1);
 }
 
-// fn(first window, windows in the batch, first row, end row) for all blocks of rows, which stay
-// inside a window.
+// start(first window, windows in the batch), then block(window, first token, first row of the
+// batch, end row) for all blocks of rows that count.
 template <typename StartBatch, typename Block>
 absl::Status ForBlocks(const Windows& windows, StartBatch&& start, Block&& block) {
   const int32_t step = WindowsPerBatch(windows);
@@ -38,7 +38,8 @@ absl::Status ForBlocks(const Windows& windows, StartBatch&& start, Block&& block
     const int32_t count = std::min(step, windows.count() - first);
     RETURN_IF_ERROR(start(first, count));
     for (int32_t w = 0; w < count; ++w) {
-      for (int64_t token = 0; token < windows.tokens; token += kRowBlock) {
+      for (int64_t token = FirstRow(windows, first + w); token < windows.tokens;
+           token += kRowBlock) {
         const int64_t begin = int64_t{w} * windows.tokens + token;
         RETURN_IF_ERROR(block(first + w, token, begin,
                               begin + std::min<int64_t>(kRowBlock, windows.tokens - token)));
@@ -49,6 +50,12 @@ absl::Status ForBlocks(const Windows& windows, StartBatch&& start, Block&& block
 }
 
 }  // namespace
+
+std::vector<double> Windows::PredictionCounts() const {
+  std::vector<double> counts(count());
+  for (int32_t i = 0; i < count(); ++i) counts[i] = tokens - std::max(1, first_scored(i));
+  return counts;
+}
 
 absl::Status ForwardLogits::Start(const Windows& windows, int32_t first, int32_t count) {
   forward_.Run({.token_ids = windows.window(first), .sequences = count, .tokens = windows.tokens},
@@ -78,7 +85,28 @@ absl::Status ExecutorLogits::Start(const Windows& windows, int32_t first, int32_
   }
   windows_ = &windows;
   first_ = first;
+  next_row_ = 0;
   return absl::OkStatus();
+}
+
+// Rows [begin, end) of one window, at most a step of them, into the cache; their logits into
+// logits_.
+absl::Status ExecutorLogits::Forward(int64_t begin, int64_t end, bool want_logits) {
+  const ExecutorLimits& limits = executor_.limits();
+  const int64_t position = begin % windows_->tokens;
+  logit_indices_.resize(want_logits ? end - begin : 0);
+  std::iota(logit_indices_.begin(), logit_indices_.end(), 0);
+  const int32_t* ids =
+      windows_->window(first_ + static_cast<int32_t>(begin / windows_->tokens)) + position;
+  const int64_t blocks = (position + end - begin + limits.block_tokens - 1) / limits.block_tokens;
+  const SequenceChunk chunk{.token_ids = absl::MakeConstSpan(ids, end - begin),
+                            .position = static_cast<int32_t>(position),
+                            .block_table = absl::MakeConstSpan(block_table_.data(), blocks),
+                            .logit_indices = logit_indices_};
+  absl::Status status;
+  RunOnFreshThread([&] { status = executor_.Forward({&chunk, 1}, logits_.data()); });
+  next_row_ = end;
+  return status;
 }
 
 absl::Status ExecutorLogits::Logits(int64_t begin, int64_t end, float* out) {
@@ -87,21 +115,16 @@ absl::Status ExecutorLogits::Logits(int64_t begin, int64_t end, float* out) {
   const int64_t step = std::min(limits.max_step_logits, limits.max_step_tokens);
   const int64_t vocab = limits.vocab_size;
   logits_.resize(std::min(step, end - begin) * vocab);
+  // Rows of this window that were left out belong into the cache all the same.
+  const int64_t window_start = begin / windows_->tokens * windows_->tokens;
+  for (int64_t row = std::max(next_row_, window_start); row < begin;) {
+    const int64_t next = std::min(begin, row + limits.max_step_tokens);
+    RETURN_IF_ERROR(Forward(row, next, /*want_logits=*/false));
+    row = next;
+  }
   for (int64_t row = begin; row < end; row += step) {
     const int64_t rows = std::min(step, end - row);
-    const int64_t position = row % windows_->tokens;
-    logit_indices_.resize(rows);
-    std::iota(logit_indices_.begin(), logit_indices_.end(), 0);
-    const int32_t* ids =
-        windows_->window(first_ + static_cast<int32_t>(row / windows_->tokens)) + position;
-    const int64_t blocks = (position + rows + limits.block_tokens - 1) / limits.block_tokens;
-    const SequenceChunk chunk{.token_ids = absl::MakeConstSpan(ids, rows),
-                              .position = static_cast<int32_t>(position),
-                              .block_table = absl::MakeConstSpan(block_table_.data(), blocks),
-                              .logit_indices = logit_indices_};
-    absl::Status status;
-    RunOnFreshThread([&] { status = executor_.Forward({&chunk, 1}, logits_.data()); });
-    RETURN_IF_ERROR(status);
+    RETURN_IF_ERROR(Forward(row, row + rows, /*want_logits=*/true));
     float* to = out + (row - begin) * vocab;
     for (int64_t i = 0; i < rows * vocab; ++i) to[i] = static_cast<float>(logits_[i]) * unit;
   }
@@ -153,169 +176,161 @@ absl::Status CachedLogits::Logits(int64_t begin, int64_t end, float* out) {
 
 namespace {
 
-// What one row adds.
-struct RowResult {
-  RowComparison comparison;
-  double teacher_loss = 0, loss = 0;
-};
-
-class Comparer {
+class Measurer {
  public:
-  Comparer(LogitSource& teacher, const std::vector<LogitSource*>& models, const Windows& windows,
-           ThreadPool& pool)
-      : teacher_(teacher),
-        models_(models),
-        windows_(windows),
-        pool_(pool),
-        results_(models.size()) {
-    teacher_block_.resize(kRowBlock * teacher.vocab_size());
-    block_.resize(teacher_block_.size());
-    for (Comparison& result : results_) {
-      result.teacher_loss.resize(windows.count());
-      result.loss.resize(windows.count());
-      result.tokens = static_cast<int64_t>(windows.token_ids.size());
+  Measurer(const std::vector<LogitSource*>& models, const std::vector<TeacherAndModel>& pairs,
+           const Windows& windows, ThreadPool& pool)
+      : models_(models), pairs_(pairs), windows_(windows), pool_(pool) {
+    vocab_ = models.front()->vocab_size();
+    for (size_t m = 0; m < models.size(); ++m) {
+      result_.loss.emplace_back(windows.count());
+      blocks_.emplace_back(kRowBlock * vocab_);
     }
+    result_.divergence.resize(pairs.size());
+    for (Divergence& divergence : result_.divergence) divergence.window_kl.resize(windows.count());
+    row_loss_.resize(kRowBlock);
+    rows_.resize(kRowBlock);
   }
 
   absl::Status Start(int32_t first, int32_t count) {
-    RETURN_IF_ERROR(teacher_.Start(windows_, first, count));
     for (LogitSource* model : models_) RETURN_IF_ERROR(model->Start(windows_, first, count));
     return absl::OkStatus();
   }
 
   absl::Status Block(int32_t window, int64_t token, int64_t begin, int64_t end) {
-    RETURN_IF_ERROR(teacher_.Logits(begin, end, teacher_block_.data()));
     for (size_t m = 0; m < models_.size(); ++m) {
-      RETURN_IF_ERROR(models_[m]->Logits(begin, end, block_.data()));
-      CompareBlock(window, token, end - begin, &results_[m]);
+      RETURN_IF_ERROR(models_[m]->Logits(begin, end, blocks_[m].data()));
+      AddLosses(blocks_[m].data(), window, token, end - begin, &result_.loss[m][window]);
+    }
+    for (size_t p = 0; p < pairs_.size(); ++p) {
+      AddDivergence(blocks_[pairs_[p].teacher].data(), blocks_[pairs_[p].model].data(), window,
+                    token, end - begin, &result_.divergence[p]);
     }
     return absl::OkStatus();
   }
 
-  std::vector<Comparison> Finish() {
-    for (Comparison& result : results_) {
-      const double predictions = windows_.tokens - 1;
-      for (double& loss : result.teacher_loss) loss /= predictions;
-      for (double& loss : result.loss) loss /= predictions;
-      result.kl_mean /= static_cast<double>(result.tokens);
-      result.top1_agreement /= static_cast<double>(result.tokens);
+  Measurement Finish() {
+    const std::vector<double> predictions = windows_.PredictionCounts();
+    for (std::vector<double>& losses : result_.loss) {
+      for (int32_t w = 0; w < windows_.count(); ++w) losses[w] /= predictions[w];
     }
-    return std::move(results_);
+    for (Divergence& divergence : result_.divergence) {
+      const double tokens = static_cast<double>(divergence.token_kl.size());
+      divergence.kl_mean /= tokens;
+      divergence.kl_robust /= tokens;
+      divergence.top1_agreement /= tokens;
+      for (int32_t w = 0; w < windows_.count(); ++w)
+        divergence.window_kl[w] /= windows_.tokens - windows_.first_scored(w);
+    }
+    return std::move(result_);
   }
 
  private:
-  void CompareBlock(int32_t window, int64_t token, int64_t rows, Comparison* result) {
-    const int64_t vocab = teacher_.vocab_size();
-    const int32_t* ids = windows_.window(window);
-    rows_.resize(rows);
-    pool_.ParallelFor(rows, 1, [&](int64_t first, int64_t last, int) {
-      for (int64_t r = first; r < last; ++r) {
-        const float* a = teacher_block_.data() + r * vocab;
-        const float* b = block_.data() + r * vocab;
-        RowResult& row = rows_[r];
-        row.comparison = Vec().compare_rows(a, b, vocab);
-        const bool has_next = token + r + 1 < windows_.tokens;
-        row.teacher_loss = has_next ? row.comparison.log_sum_a - a[ids[token + r + 1]] : 0;
-        row.loss = has_next ? row.comparison.log_sum_b - b[ids[token + r + 1]] : 0;
-      }
+  template <typename F>
+  void ForRows(int64_t begin, int64_t end, F&& fn) {
+    pool_.ParallelFor(end - begin, 1, [&](int64_t first, int64_t last, int) {
+      for (int64_t r = begin + first; r < begin + last; ++r) fn(r);
     });
-    for (const RowResult& row : rows_) {  // in order: the sums do not depend on the threads
-      result->teacher_loss[window] += row.teacher_loss;
-      result->loss[window] += row.loss;
-      result->kl_mean += row.comparison.kl;
-      result->top1_agreement += row.comparison.argmax_a == row.comparison.argmax_b;
+  }
+
+  void AddLosses(const float* logits, int32_t window, int64_t token, int64_t rows, double* loss) {
+    const int32_t* next_ids = windows_.window(window) + token + 1;
+    const int64_t predictions = std::min(rows, windows_.tokens - 1 - token);
+    ForRows(0, predictions, [&](int64_t r) {
+      int32_t argmax = 0;
+      const float* row = logits + r * vocab_;
+      row_loss_[r] = Vec().log_sum_exp(row, vocab_, &argmax) - row[next_ids[r]];
+    });
+    // In order: the sums do not depend on the threads.
+    for (int64_t r = 0; r < predictions; ++r) *loss += row_loss_[r];
+  }
+
+  void AddDivergence(const float* teacher, const float* model, int32_t window, int64_t token,
+                     int64_t rows, Divergence* divergence) {
+    const int64_t first = std::max<int64_t>(0, windows_.first_scored(window) - token);
+    ForRows(first, rows, [&](int64_t r) {
+      rows_[r] = Vec().compare_rows(teacher + r * vocab_, model + r * vocab_, vocab_);
+    });
+    for (int64_t r = first; r < rows; ++r) {
+      divergence->kl_mean += rows_[r].kl;
+      divergence->kl_robust += std::min(rows_[r].kl, kRobustKl);
+      divergence->window_kl[window] += rows_[r].kl;
+      divergence->token_kl.push_back(static_cast<float>(rows_[r].kl));
+      divergence->top1_agreement += rows_[r].argmax_a == rows_[r].argmax_b;
     }
   }
 
-  LogitSource& teacher_;
   const std::vector<LogitSource*>& models_;
+  const std::vector<TeacherAndModel>& pairs_;
   const Windows& windows_;
   ThreadPool& pool_;
-  std::vector<Comparison> results_;
-  std::vector<float> teacher_block_, block_;
-  std::vector<RowResult> rows_;
+  int64_t vocab_ = 0;
+  Measurement result_;
+  std::vector<std::vector<float>> blocks_;  // [models][rows of a block][vocab]
+  std::vector<double> row_loss_;
+  std::vector<RowComparison> rows_;
 };
 
 }  // namespace
+
+absl::StatusOr<Measurement> Measure(const std::vector<LogitSource*>& models,
+                                    const std::vector<TeacherAndModel>& pairs,
+                                    const Windows& windows, ThreadPool& pool,
+                                    const std::function<void(int32_t)>& progress) {
+  if (windows.count() < 1 || windows.tokens < 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("text of ", windows.token_ids.size(), " tokens has no window to measure"));
+  }
+  CHECK(windows.stride >= 0 && windows.stride <= windows.tokens) << windows.stride;
+  CHECK(!models.empty());
+  for (const LogitSource* model : models) {
+    if (model->vocab_size() != models.front()->vocab_size()) {
+      return absl::InvalidArgumentError(absl::StrCat("vocabulary of ", model->vocab_size(),
+                                                     " against ", models.front()->vocab_size()));
+    }
+  }
+  Measurer measurer(models, pairs, windows, pool);
+  RETURN_IF_ERROR(ForBlocks(
+      windows,
+      [&](int32_t first, int32_t count) {
+        if (progress) progress(first);
+        return measurer.Start(first, count);
+      },
+      [&](int32_t window, int64_t token, int64_t begin, int64_t end) {
+        return measurer.Block(window, token, begin, end);
+      }));
+  if (progress) progress(windows.count());
+  return measurer.Finish();
+}
 
 absl::StatusOr<std::vector<Comparison>> Compare(LogitSource& teacher,
                                                 const std::vector<LogitSource*>& models,
                                                 const Windows& windows, ThreadPool& pool,
                                                 const std::function<void(int32_t)>& progress) {
-  if (windows.count() < 1 || windows.tokens < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("text of ", windows.token_ids.size(), " tokens has no window to measure"));
+  std::vector<LogitSource*> all = {&teacher};
+  std::vector<TeacherAndModel> pairs;
+  for (LogitSource* model : models) {
+    pairs.push_back({.teacher = 0, .model = static_cast<int32_t>(all.size())});
+    all.push_back(model);
   }
-  for (const LogitSource* model : models) {
-    if (model->vocab_size() != teacher.vocab_size()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("vocabulary of ", model->vocab_size(), " against ", teacher.vocab_size()));
-    }
+  ASSIGN_OR_RETURN(Measurement measured, Measure(all, pairs, windows, pool, progress));
+  std::vector<Comparison> results;
+  for (size_t m = 0; m < models.size(); ++m) {
+    results.push_back({.teacher_loss = measured.loss[0],
+                       .loss = std::move(measured.loss[m + 1]),
+                       .kl_mean = measured.divergence[m].kl_mean,
+                       .kl_robust = measured.divergence[m].kl_robust,
+                       .top1_agreement = measured.divergence[m].top1_agreement,
+                       .tokens = static_cast<int64_t>(measured.divergence[m].token_kl.size())});
   }
-  Comparer comparer(teacher, models, windows, pool);
-  RETURN_IF_ERROR(ForBlocks(
-      windows,
-      [&](int32_t first, int32_t count) {
-        if (progress) progress(first);
-        return comparer.Start(first, count);
-      },
-      [&](int32_t window, int64_t token, int64_t begin, int64_t end) {
-        return comparer.Block(window, token, begin, end);
-      }));
-  if (progress) progress(windows.count());
-  return comparer.Finish();
+  return results;
 }
 
 absl::StatusOr<std::vector<double>> WindowLosses(LogitSource& model, const Windows& windows,
                                                  ThreadPool& pool,
                                                  const std::function<void(int32_t)>& progress) {
-  if (windows.count() < 1 || windows.tokens < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("text of ", windows.token_ids.size(), " tokens has no window to measure"));
-  }
-  const int64_t vocab = model.vocab_size();
-  std::vector<float> block(kRowBlock * vocab);
-  std::vector<double> row_loss(kRowBlock);
-  std::vector<double> losses(windows.count());
-  RETURN_IF_ERROR(ForBlocks(
-      windows,
-      [&](int32_t first, int32_t count) {
-        if (progress) progress(first);
-        return model.Start(windows, first, count);
-      },
-      [&](int32_t window, int64_t token, int64_t begin, int64_t end) -> absl::Status {
-        RETURN_IF_ERROR(model.Logits(begin, end, block.data()));
-        const int64_t predictions = std::min(end - begin, windows.tokens - 1 - token);
-        pool.ParallelFor(predictions, 1, [&](int64_t first, int64_t last, int) {
-          for (int64_t r = first; r < last; ++r) {
-            int32_t argmax = 0;
-            const float* row = block.data() + r * vocab;
-            row_loss[r] =
-                Vec().log_sum_exp(row, vocab, &argmax) - row[windows.window(window)[token + r + 1]];
-          }
-        });
-        for (int64_t r = 0; r < predictions; ++r)
-          losses[window] += row_loss[r] / (windows.tokens - 1);
-        return absl::OkStatus();
-      }));
-  return losses;
-}
-
-double Perplexity(const std::vector<double>& window_loss) { return std::exp(Mean(window_loss)); }
-
-RelativePerplexity RelativeTo(const std::vector<double>& base, const std::vector<double>& loss) {
-  CHECK_EQ(base.size(), loss.size());
-  std::vector<double> difference(base.size());
-  for (size_t i = 0; i < base.size(); ++i) difference[i] = loss[i] - base[i];
-  const double mean = Mean(difference);
-  RelativePerplexity result;
-  result.percent = 100 * std::expm1(mean);
-  if (base.size() < 2) return result;
-  double squares = 0;
-  for (const double d : difference) squares += (d - mean) * (d - mean);
-  const double n = static_cast<double>(base.size());
-  result.standard_error_percent = 100 * std::sqrt(squares / (n - 1) / n);
-  return result;
+  ASSIGN_OR_RETURN(Measurement measured, Measure({&model}, {}, windows, pool, progress));
+  return std::move(measured.loss[0]);
 }
 
 }  // namespace fixpoint

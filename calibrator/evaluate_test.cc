@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "bundle/test_model.h"
 #include "calibrator/random.h"
 #include "gtest/gtest.h"
 
@@ -110,13 +111,67 @@ TEST(EvaluateTest, RefusesTextWithoutAWindow) {
             absl::StatusCode::kInvalidArgument);
 }
 
-TEST(EvaluateTest, RelativePerplexityIsPaired) {
-  const RelativePerplexity same = RelativeTo({1, 5, 9}, {1.01, 5.01, 9.01});
-  EXPECT_NEAR(same.percent, 100 * (std::exp(0.01) - 1), 1e-9);
-  EXPECT_NEAR(same.standard_error_percent, 0, 1e-9);  // windows differ, differences do not
-  const RelativePerplexity spread = RelativeTo({0, 0}, {0.01, 0.03});
-  EXPECT_NEAR(spread.standard_error_percent, 100 * 0.01, 1e-9);
-  EXPECT_NEAR(Perplexity({1, 3}), std::exp(2), 1e-12);
+// Overlapping windows of one text: what counts is the tail of each, read off the definitions.
+TEST(EvaluateTest, SlidingWindowsCountOnlyTheirTails) {
+  Windows windows = RandomWindows(4, 300);
+  windows.stride = 70;
+  TableLogits teacher(windows, 6, 3), model(windows, 7, 0.5, &teacher);
+  ThreadPool pool(2);
+  const auto result = Measure({&teacher, &model}, {{0, 1}}, windows, pool);
+  ASSERT_TRUE(result.ok()) << result.status();
+  const Divergence& divergence = result->divergence[0];
+  ASSERT_EQ(divergence.token_kl.size(), 300u + 3 * 70);
+  double all_kl = 0;
+  size_t token = 0;
+  for (int32_t w = 0; w < 4; ++w) {
+    const int32_t first = w == 0 ? 0 : 230;
+    double loss = 0, kl = 0;
+    for (int32_t t = 0; t < 300; ++t) {
+      const float* a = teacher.row(w * 300 + t);
+      const float* b = model.row(w * 300 + t);
+      const double log_a = LogSum(a), log_b = LogSum(b);
+      if (t + 1 < 300 && t + 1 >= first) loss += log_b - b[windows.window(w)[t + 1]];
+      if (t < first) continue;
+      double row_kl = 0;
+      for (int i = 0; i < kVocab; ++i)
+        row_kl += std::exp(a[i] - log_a) * ((a[i] - log_a) - (b[i] - log_b));
+      EXPECT_NEAR(divergence.token_kl[token++], row_kl, 1e-5);
+      kl += row_kl;
+    }
+    EXPECT_NEAR(result->loss[1][w], loss / (w == 0 ? 299 : 70), 1e-5);
+    EXPECT_NEAR(divergence.window_kl[w], kl / (w == 0 ? 300 : 70), 1e-5);
+    all_kl += kl;
+  }
+  EXPECT_NEAR(divergence.kl_mean, all_kl / (300 + 3 * 70), 1e-5);
+}
+
+// The engine keeps its own cache: tokens that do not count must be in it all the same.
+TEST(EvaluateTest, TheEngineLooksBackAtTokensThatDoNotCount) {
+  const IntegerModel model = MakeTestModel({.prefix_tokens = 1});
+  CpuExecutorOptions options;
+  options.threads = 2;
+  options.max_step_tokens = options.max_step_logits = 32;
+  const auto executor = CpuExecutor::Create(model, options);
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  Windows windows = RandomWindows(3, 100);
+  ThreadPool pool(2);
+  ExecutorLogits whole(**executor), tails(**executor);
+  const auto all = Measure({&whole}, {}, windows, pool);
+  ASSERT_TRUE(all.ok()) << all.status();
+  Windows sliding = windows;
+  sliding.stride = 60;
+  const auto some = Measure({&tails}, {}, sliding, pool);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ(some->loss[0][0], all->loss[0][0]);
+  for (int32_t w = 1; w < 3; ++w) {
+    Windows head;  // the first 40 tokens of the window: predictions 1 .. 39
+    head.tokens = 40;
+    head.token_ids.assign(windows.window(w), windows.window(w) + 40);
+    ExecutorLogits logits(**executor);
+    const auto front = WindowLosses(logits, head, pool);
+    ASSERT_TRUE(front.ok());
+    EXPECT_NEAR(some->loss[0][w] * 60 + (*front)[0] * 39, all->loss[0][w] * 99, 1e-9);
+  }
 }
 
 }  // namespace

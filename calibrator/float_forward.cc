@@ -32,6 +32,8 @@ FloatForward::FloatForward(const ForwardModel& model, FloatGemm& gemm, ThreadPoo
   for (int i = 0; i < pool.thread_count(); ++i) row_.emplace_back(widest * sizeof(float));
 }
 
+FloatForward::~FloatForward() { gemm_.ForgetWeights(); }
+
 template <typename F>
 void FloatForward::ForRows(F&& fn) {
   pool_.ParallelFor(rows(), kRowGrain, [&](int64_t begin, int64_t end, int thread) {
@@ -45,26 +47,41 @@ void FloatForward::Run(const ForwardBatch& batch, const ForwardOptions& options)
   if (first_layer == 0) EmbedTokens();
   for (int32_t layer = first_layer; layer < config_.num_hidden_layers; ++layer) {
     Record(layer);
-    kv_layer_ = options.kv ? layer : 0;
-    AttentionInput(layer);
-    ProjectQkv(layer);
-    RotateHeads(layer);
-    Attend(layer);
-    AttentionOutputInput(layer);
-    AddAttentionOutput(layer);
-    MlpInput(layer);
-    ProjectGateUp(layer);
-    SwiGlu(layer);
-    AddMlpOutput(layer);
+    RunLayer(layer);
   }
+  FinishLayers();
+}
+
+void FloatForward::Start(const ForwardBatch& batch, const ForwardOptions& options) {
+  Prepare(batch, options);
+  EmbedTokens();
+}
+
+void FloatForward::RunLayer(int32_t layer) {
+  kv_layer_ = options_.kv ? layer : 0;
+  AttentionInput(layer);
+  ProjectQkv(layer);
+  RotateHeads(layer);
+  Attend(layer);
+  AttentionOutputInput(layer);
+  AddAttentionOutput(layer);
+  MlpInput(layer);
+  ProjectGateUp(layer);
+  SwiGlu(layer);
+  AddMlpOutput(layer);
+}
+
+void FloatForward::FinishLayers() {
   HeadInput();
-  if (options.statistics) options.statistics->EndBatch(rows());
+  if (options_.statistics) options_.statistics->EndBatch(rows());
 }
 
 void FloatForward::Prepare(const ForwardBatch& batch, const ForwardOptions& options) {
   CHECK(batch.sequences > 0 && batch.tokens > 0) << "empty batch";
-  CHECK(options.scales == nullptr || model_.kind == WeightKind::kInt8)
+  CHECK(options.scales == nullptr || !options.round || model_.kind == WeightKind::kInt8)
       << "static sites need int8 weights";
+  CHECK(!options.dynamic_int8 ||
+        (options.scales == nullptr && options.kv == nullptr && model_.kind == WeightKind::kInt8));
   CHECK(batch.start == 0 || options.kv != nullptr) << "earlier positions need a KV buffer";
   batch_ = batch;
   options_ = options;
@@ -85,13 +102,28 @@ void FloatForward::Prepare(const ForwardBatch& batch, const ForwardOptions& opti
   if (options.kv) {
     kv_ = options.kv;
   } else {
-    if (window_kv_.capacity() < batch.tokens || window_kv_.sequences() < batch.sequences) {
-      window_kv_ =
-          KvBuffer(kv_type(), 1, batch.sequences, c.num_key_value_heads, batch.tokens, c.head_dim);
+    if (window_kv_.capacity() < batch.tokens || window_kv_.sequences() < batch.sequences ||
+        window_kv_.type() != AttentionType()) {
+      window_kv_ = KvBuffer(AttentionType(), 1, batch.sequences, c.num_key_value_heads,
+                            batch.tokens, c.head_dim);
     }
     kv_ = &window_kv_;
   }
   FillRopeTables(prefix_tokens() + batch.start, batch.tokens);
+}
+
+void LayerTape::Reserve(const FloatConfig& c, int64_t rows) {
+  const int64_t q_width = int64_t{c.num_attention_heads} * c.head_dim;
+  const int64_t kv_width = int64_t{c.num_key_value_heads} * c.head_dim;
+  for (AlignedBuffer LayerTape::*hidden :
+       {&LayerTape::attn_in, &LayerTape::middle, &LayerTape::mlp_in, &LayerTape::head_in}) {
+    fixpoint::Reserve(this->*hidden, rows * c.hidden_size * 4);
+  }
+  for (AlignedBuffer LayerTape::*wide : {&LayerTape::gate, &LayerTape::up, &LayerTape::down_in})
+    fixpoint::Reserve(this->*wide, rows * c.intermediate_size * 4);
+  fixpoint::Reserve(attention_out, rows * q_width * 4);
+  fixpoint::Reserve(o_in, rows * q_width * 4);
+  fixpoint::Reserve(heads, rows * (q_width + 2 * kv_width) * 4);
 }
 
 void FloatForward::Record(int32_t layer) {
@@ -155,40 +187,69 @@ const LinearSite* FloatForward::Site(int32_t layer, LayerSite site) const {
 
 // Decides how the rows of the next linear input are stored.
 void FloatForward::StartSite(const LinearSite* site, const ForwardLinear& consumer) {
+  const bool rounds = site != nullptr && options_.round;
   input_.type = consumer.type;
   input_.depth = consumer.depth;
-  input_.factor = site ? static_cast<float>(site->scale) : 1;
-  input_.two_planes =
-      consumer.type == GemmType::kBf16 && (site ? site->wide : options_.precise_activations);
+  input_.factor = rounds ? static_cast<float>(site->scale) : 1;
+  input_.row_factors.resize(options_.dynamic_int8 ? rows() : 0);
+  input_.two_planes = consumer.type == GemmType::kBf16 && !options_.dynamic_int8 &&
+                      (rounds ? site->wide : options_.precise_activations);
 }
 
 // One row of the linear input: integers in units of the site's scale (q, or q / 256 at an int16
-// site), or the value itself.
-void FloatForward::WriteSiteRow(const LinearSite* site, int64_t row, const float* x) {
+// site), or the value itself. x is multiplied by the site's gain in place.
+void FloatForward::WriteSiteRow(const LinearSite* site, int64_t row, float* x,
+                                AlignedBuffer LayerTape::*tape, int32_t layer, LayerSite kind,
+                                int thread) {
   const int64_t n = input_.depth;
-  const float inverse = site ? static_cast<float>(1 / site->scale) : 1;
+  if (site != nullptr && !site->gain.empty()) Vec().multiply(x, site->gain.data(), n);
+  if (options_.statistics) {
+    if (layer == config_.num_hidden_layers)
+      options_.statistics->AddHeadIn(x, n, thread);
+    else
+      options_.statistics->AddLinear(layer, kind, x, n, thread);
+  }
+  if (options_.tape)
+    std::memcpy((options_.tape->*tape).as<float>() + row * n, x, n * sizeof(float));
+  const bool rounds = site != nullptr && options_.round;
+  float inverse = rounds ? static_cast<float>(1 / site->scale) : 1;
+  if (options_.dynamic_int8) {
+    const float scale = std::max(Vec().abs_max(x, n), 1e-20f) / 127;
+    input_.row_factors[row] = scale;
+    inverse = 1 / scale;
+  }
+  const bool narrow = options_.dynamic_int8 || (rounds && !site->wide);
   if (input_.type == GemmType::kFloat32) {
     float* out = input_.hi.as<float>() + row * n;
-    if (site == nullptr)
-      std::memcpy(out, x, n * sizeof(float));
-    else if (site->wide)
+    if (narrow)
+      Vec().quantize(x, n, inverse, 127, 1, out);
+    else if (rounds)
       Vec().quantize(x, n, inverse * 256, 32512, 1.0f / 256, out);
     else
-      Vec().quantize(x, n, inverse, 127, 1, out);
+      std::memcpy(out, x, n * sizeof(float));
     return;
   }
   uint16_t* hi = input_.hi.as<uint16_t>() + row * n;
   uint16_t* lo = input_.lo.as<uint16_t>() + row * n;
-  if (site == nullptr) {
-    if (input_.two_planes)
-      Vec().split_bf16(x, n, hi, lo);
-    else
-      Vec().to_bf16(x, n, hi);
-  } else if (site->wide) {
-    Vec().quantize_wide_bf16(x, n, inverse * 256, hi, lo);
-  } else {
+  if (narrow)
     Vec().quantize_bf16(x, n, inverse, 127, hi);
-  }
+  else if (rounds)
+    Vec().quantize_wide_bf16(x, n, inverse * 256, hi, lo);
+  else if (input_.two_planes)
+    Vec().split_bf16(x, n, hi, lo);
+  else
+    Vec().to_bf16(x, n, hi);
+}
+
+void FloatForward::EndSite(int32_t layer, LayerSite site) {
+  if (options_.observer == nullptr) return;
+  options_.observer->OnSite({.layer = layer,
+                             .site = site,
+                             .type = input_.type,
+                             .rows = rows(),
+                             .depth = input_.depth,
+                             .hi = input_.hi.data(),
+                             .lo = input_.two_planes ? input_.lo.data() : nullptr});
 }
 
 // y = (hi + lo) * w^T for rows [begin, begin + rows) of the linear input, before the factors that
@@ -205,7 +266,8 @@ void FloatForward::Multiply(const ForwardLinear& w, int64_t begin, int64_t rows,
                 .w = w.values(),
                 .w_stride = w.depth,
                 .y = y,
-                .y_stride = y_stride};
+                .y_stride = y_stride,
+                .keep_w = true};
   gemm_.Multiply(args);
   if (!input_.two_planes) return;
   args.x = input_.lo.data() + offset;
@@ -213,8 +275,9 @@ void FloatForward::Multiply(const ForwardLinear& w, int64_t begin, int64_t rows,
   gemm_.Multiply(args);
 }
 
-void FloatForward::ScaleRow(const ForwardLinear& w, float* y) const {
-  Vec().scale_bias(y, w.outputs, input_.factor, w.steps.empty() ? nullptr : w.steps.data(), w.bias);
+void FloatForward::ScaleRow(const ForwardLinear& w, int64_t row, float* y) const {
+  const float factor = input_.row_factors.empty() ? input_.factor : input_.row_factors[row];
+  Vec().scale_bias(y, w.outputs, factor, w.steps.empty() ? nullptr : w.steps.data(), w.bias);
 }
 
 void FloatForward::AttentionInput(int32_t layer) {
@@ -225,10 +288,9 @@ void FloatForward::AttentionInput(int32_t layer) {
     Vec().rms_norm(residual_.as<float>() + row * config_.hidden_size,
                    model_.layers[layer].attn_norm, config_.hidden_size,
                    static_cast<float>(config_.rms_norm_eps), x);
-    if (options_.statistics)
-      options_.statistics->AddLinear(layer, LayerSite::kAttnIn, x, config_.hidden_size, thread);
-    WriteSiteRow(site, row, x);
+    WriteSiteRow(site, row, x, &LayerTape::attn_in, layer, LayerSite::kAttnIn, thread);
   });
+  EndSite(layer, LayerSite::kAttnIn);
 }
 
 void FloatForward::ProjectQkv(int32_t layer) {
@@ -255,9 +317,9 @@ void FloatForward::RotateRow(int32_t layer, int64_t row, int thread) {
   float* q = qkv_.as<float>() + row * (l.q.outputs + l.k.outputs + l.v.outputs);
   float* k = q + l.q.outputs;
   float* v = k + l.k.outputs;
-  ScaleRow(l.q, q);
-  ScaleRow(l.k, k);
-  ScaleRow(l.v, v);
+  ScaleRow(l.q, row, q);
+  ScaleRow(l.k, row, k);
+  ScaleRow(l.v, row, v);
   LayerRanges* ranges =
       options_.statistics ? &options_.statistics->layer_ranges(layer, thread) : nullptr;
   if (ranges) {
@@ -273,6 +335,18 @@ void FloatForward::RotateRow(int32_t layer, int64_t row, int thread) {
     if (model_.online.qk_hadamard) Vec().hadamard(x, d, d);
   };
   const LayerScales* s = options_.scales ? &options_.scales->layers[layer] : nullptr;
+  float* tape = options_.tape ? options_.tape->heads.as<float>() +
+                                    row * (l.q.outputs + l.k.outputs + l.v.outputs)
+                              : nullptr;
+  // Gain, tape, rounding: head h of a tensor whose first column is `column` of the row.
+  const auto store = [&](Heads tensor, float* x, int32_t h, int64_t column,
+                         const std::vector<float>* gain, const std::vector<double>* scale,
+                         void* out) {
+    if (gain && !gain->empty()) Vec().multiply(x, gain->data() + int64_t{h} * d, d);
+    if (ranges) options_.statistics->AddHead(layer, tensor, h, x, d, thread);
+    if (tape) std::memcpy(tape + column + int64_t{h} * d, x, d * sizeof(float));
+    StoreHead(x, Rounds() ? (*scale)[h] : 0, out);
+  };
   const AttentionShape shape{.sequences = batch_.sequences,
                              .tokens = batch_.tokens,
                              .heads = config_.num_attention_heads,
@@ -280,25 +354,25 @@ void FloatForward::RotateRow(int32_t layer, int64_t row, int thread) {
                              .head_dim = d};
   for (int32_t h = 0; h < config_.num_attention_heads; ++h, q += d) {
     rotate(q, ranges ? &ranges->q_rope[h] : nullptr);
-    if (ranges) options_.statistics->AddHead(layer, Heads::kQ, h, q, d, thread);
-    StoreHead(q, s ? s->q[h] : 0,
-              q_heads_.data() + shape.QOffset(sequence, token, h) * BytesOf(kv_type()));
+    store(Heads::kQ, q, h, 0, s ? &s->q_gain : nullptr, s ? &s->q : nullptr,
+          q_heads_.data() + shape.QOffset(sequence, token, h) * BytesOf(AttentionType()));
   }
   for (int32_t h = 0; h < config_.num_key_value_heads; ++h, k += d, v += d) {
     rotate(k, ranges ? &ranges->k_rope[h] : nullptr);
-    if (ranges) {
-      options_.statistics->AddHead(layer, Heads::kK, h, k, d, thread);
-      options_.statistics->AddHead(layer, Heads::kV, h, v, d, thread);
-    }
-    StoreHead(k, s ? s->k[h] : 0, kv_->k(kv_layer_, sequence, h, batch_.start + token));
-    StoreHead(v, s ? s->v[h] : 0, kv_->v(kv_layer_, sequence, h, batch_.start + token));
+    store(Heads::kK, k, h, l.q.outputs, s ? &s->k_gain : nullptr, s ? &s->k : nullptr,
+          kv_->k(kv_layer_, sequence, h, batch_.start + token));
+    store(Heads::kV, v, h, l.q.outputs + l.k.outputs, s ? &s->v_gain : nullptr, s ? &s->v : nullptr,
+          kv_->v(kv_layer_, sequence, h, batch_.start + token));
   }
 }
 
 // scale 0: the value itself.
 void FloatForward::StoreHead(const float* x, double scale, void* out) {
   const int32_t d = config_.head_dim;
-  if (kv_type() == GemmType::kFloat32) {
+  if (options_.dynamic_int8) {
+    const float own = std::max(Vec().abs_max(x, d), 1e-20f) / 127;
+    Vec().quantize(x, d, 1 / own, 127, own, static_cast<float*>(out));
+  } else if (AttentionType() == GemmType::kFloat32) {
     if (scale == 0)
       std::memcpy(out, x, d * sizeof(float));
     else
@@ -316,23 +390,33 @@ void FloatForward::PreparePrefix(int32_t layer) {
   const LayerScales* s = options_.scales ? &options_.scales->layers[layer] : nullptr;
   const int32_t group = config_.num_attention_heads / config_.num_key_value_heads;
   for (int32_t h = 0; h < config_.num_attention_heads; ++h) {
-    score_units_[h] =
-        static_cast<float>((s ? s->q[h] * s->k[h / group] : 1) / std::sqrt(config_.head_dim));
+    score_units_[h] = static_cast<float>((Rounds() ? s->q[h] * s->k[h / group] : 1) /
+                                         std::sqrt(config_.head_dim));
   }
   for (int32_t h = 0; h < config_.num_key_value_heads; ++h)
-    v_units_[h] = static_cast<float>(s ? s->v[h] : 1);
+    v_units_[h] = static_cast<float>(Rounds() ? s->v[h] : 1);
   if (prefix_tokens() == 0) return;
   prefix_k_ = options_.prefix->layers[layer].k;
   prefix_v_ = options_.prefix->layers[layer].v;
   if (s == nullptr) return;
-  const int64_t per_head = int64_t{prefix_tokens()} * config_.head_dim;
-  for (size_t i = 0; i < prefix_k_.size(); ++i) {
-    prefix_k_[i] /= static_cast<float>(s->k[i / per_head]);
-    prefix_v_[i] /= static_cast<float>(s->v[i / per_head]);
-  }
+  const auto convert = [&](const std::vector<float>& gain, const std::vector<double>& scale,
+                           std::vector<float>* x) {
+    const int32_t d = config_.head_dim;
+    for (int32_t h = 0; h < config_.num_key_value_heads; ++h) {
+      for (int32_t p = 0; p < prefix_tokens(); ++p) {
+        float* at = x->data() + (int64_t{h} * prefix_tokens() + p) * d;
+        if (!gain.empty()) Vec().multiply(at, gain.data() + int64_t{h} * d, d);
+        if (options_.round)
+          Vec().scale_bias(at, d, static_cast<float>(1 / scale[h]), nullptr, nullptr);
+      }
+    }
+  };
+  convert(s->k_gain, s->k, &prefix_k_);
+  convert(s->v_gain, s->v, &prefix_v_);
 }
 
-void FloatForward::Attend(int32_t) {
+FloatAttentionArgs FloatForward::attention_args(int32_t layer) {
+  kv_layer_ = options_.kv ? layer : 0;
   FloatAttentionArgs args;
   args.shape = {.sequences = batch_.sequences,
                 .tokens = batch_.tokens,
@@ -349,22 +433,34 @@ void FloatForward::Attend(int32_t) {
   args.prefix_k = prefix_k_.data();
   args.prefix_v = prefix_v_.data();
   args.out = attention_out_.as<float>();
-  attention_.Run(args);
+  return args;
 }
+
+void FloatForward::Attend(int32_t layer) { attention_.Run(attention_args(layer)); }
 
 void FloatForward::AttentionOutputInput(int32_t layer) {
   const LinearSite* site = Site(layer, LayerSite::kOIn);
   StartSite(site, model_.layers[layer].o);
   ForRows([&](int64_t row, int thread) {
-    const float* x = attention_out_.as<float>() + row * input_.depth;
-    if (options_.statistics)
-      options_.statistics->AddLinear(layer, LayerSite::kOIn, x, input_.depth, thread);
-    WriteSiteRow(site, row, x);
+    float* x = attention_out_.as<float>() + row * input_.depth;
+    if (options_.tape) {
+      std::memcpy(options_.tape->attention_out.as<float>() + row * input_.depth, x,
+                  input_.depth * sizeof(float));
+    }
+    WriteSiteRow(site, row, x, &LayerTape::o_in, layer, LayerSite::kOIn, thread);
   });
+  EndSite(layer, LayerSite::kOIn);
 }
 
 void FloatForward::AddAttentionOutput(int32_t layer) {
   AddToResidual(model_.layers[layer].o, &LayerRanges::o_out, layer);
+  if (options_.tape) {
+    ForRows([&](int64_t row, int) {
+      const int64_t n = config_.hidden_size;
+      std::memcpy(options_.tape->middle.as<float>() + row * n, residual_.as<float>() + row * n,
+                  n * sizeof(float));
+    });
+  }
 }
 
 void FloatForward::AddToResidual(const ForwardLinear& w, std::vector<float> LayerRanges::*range,
@@ -374,7 +470,7 @@ void FloatForward::AddToResidual(const ForwardLinear& w, std::vector<float> Laye
   ForRows([&](int64_t row, int thread) {
     float* y = linear_out_.as<float>() + row * hidden;
     float* h = residual_.as<float>() + row * hidden;
-    ScaleRow(w, y);
+    ScaleRow(w, row, y);
     Vec().add(h, y, hidden);
     if (options_.statistics) {
       Vec().abs_max_into(y, hidden,
@@ -391,10 +487,9 @@ void FloatForward::MlpInput(int32_t layer) {
     float* x = row_[thread].as<float>();
     Vec().rms_norm(residual_.as<float>() + row * config_.hidden_size, model_.layers[layer].mlp_norm,
                    config_.hidden_size, static_cast<float>(config_.rms_norm_eps), x);
-    if (options_.statistics)
-      options_.statistics->AddLinear(layer, LayerSite::kMlpIn, x, config_.hidden_size, thread);
-    WriteSiteRow(site, row, x);
+    WriteSiteRow(site, row, x, &LayerTape::mlp_in, layer, LayerSite::kMlpIn, thread);
   });
+  EndSite(layer, LayerSite::kMlpIn);
 }
 
 void FloatForward::ProjectGateUp(int32_t layer) {
@@ -410,8 +505,12 @@ void FloatForward::SwiGlu(int32_t layer) {
   // The factor of the gate and up products belongs to the site before: it is used up before
   // StartSite changes it.
   ForRows([&](int64_t row, int) {
-    ScaleRow(l.gate, gate_.as<float>() + row * n);
-    ScaleRow(l.up, up_.as<float>() + row * n);
+    ScaleRow(l.gate, row, gate_.as<float>() + row * n);
+    ScaleRow(l.up, row, up_.as<float>() + row * n);
+    if (options_.tape) {
+      std::memcpy(options_.tape->gate.as<float>() + row * n, gate_.as<float>() + row * n, n * 4);
+      std::memcpy(options_.tape->up.as<float>() + row * n, up_.as<float>() + row * n, n * 4);
+    }
   });
   StartSite(site, l.down);
   ForRows([&](int64_t row, int thread) {
@@ -426,10 +525,9 @@ void FloatForward::SwiGlu(int32_t layer) {
       ranges.product = std::max(ranges.product, Vec().abs_max(x, n));
     }
     if (model_.online.down_block > 1) Vec().hadamard(x, n, model_.online.down_block);
-    if (options_.statistics)
-      options_.statistics->AddLinear(layer, LayerSite::kDownIn, x, n, thread);
-    WriteSiteRow(site, row, x);
+    WriteSiteRow(site, row, x, &LayerTape::down_in, layer, LayerSite::kDownIn, thread);
   });
+  EndSite(layer, LayerSite::kDownIn);
 }
 
 void FloatForward::AddMlpOutput(int32_t layer) {
@@ -444,9 +542,10 @@ void FloatForward::HeadInput() {
     Vec().rms_norm(residual_.as<float>() + row * config_.hidden_size,
                    model_.source->final_norm.data(), config_.hidden_size,
                    static_cast<float>(config_.rms_norm_eps), x);
-    if (options_.statistics) options_.statistics->AddHeadIn(x, config_.hidden_size, thread);
-    WriteSiteRow(site, row, x);
+    WriteSiteRow(site, row, x, &LayerTape::head_in, config_.num_hidden_layers, LayerSite::kAttnIn,
+                 thread);
   });
+  EndSite(config_.num_hidden_layers, LayerSite::kAttnIn);
 }
 
 void FloatForward::Logits(int64_t begin, int64_t end, float* out) {
@@ -455,7 +554,7 @@ void FloatForward::Logits(int64_t begin, int64_t end, float* out) {
   Multiply(model_.head, begin, end - begin, out, vocab);
   pool_.ParallelFor(end - begin, 1, [&](int64_t first, int64_t last, int thread) {
     for (int64_t row = first; row < last; ++row) {
-      ScaleRow(model_.head, out + row * vocab);
+      ScaleRow(model_.head, begin + row, out + row * vocab);
       if (options_.statistics)
         options_.statistics->AddLogits(Vec().abs_max(out + row * vocab, vocab), thread);
     }

@@ -34,15 +34,53 @@ struct LayerCheckpoints {
   std::vector<std::vector<float>> residual;  // [layers / stride, rounded up][rows * hidden_size]
 };
 
+// What the backward pass needs of one layer, kept by RunLayer. All values at sites are those before
+// rounding, with the gain applied.
+struct LayerTape {
+  AlignedBuffer attn_in;        // [rows][hidden]
+  AlignedBuffer heads;          // [rows][(heads + 2 * kv_heads) * head_dim]: q, k, v
+  AlignedBuffer attention_out;  // [rows][heads * head_dim], without the gain of o_in
+  AlignedBuffer o_in;           // [rows][heads * head_dim]
+  AlignedBuffer middle;         // [rows][hidden]: the residual stream between attention and MLP
+  AlignedBuffer mlp_in;         // [rows][hidden]
+  AlignedBuffer gate, up;       // [rows][intermediate]
+  AlignedBuffer down_in;        // [rows][intermediate]
+  AlignedBuffer head_in;        // [rows][hidden], by FinishLayers
+  void Reserve(const FloatConfig& config, int64_t rows);  // before its use
+};
+
+// The integers (or, without rounding, values) that a linear site hands to the product.
+struct SiteRows {
+  int32_t layer = 0;  // num_hidden_layers: head_in
+  LayerSite site = LayerSite::kAttnIn;
+  GemmType type = GemmType::kFloat32;
+  int64_t rows = 0, depth = 0;
+  const void* hi = nullptr;  // [rows][depth]
+  const void* lo = nullptr;  // [rows][depth] at an int16 site in bf16: counts with hi, in 256ths
+};
+class SiteObserver {
+ public:
+  virtual ~SiteObserver() = default;
+  virtual void OnSite(const SiteRows& rows) = 0;
+};
+
 struct ForwardOptions {
   const FloatPrefix* prefix = nullptr;  // null or empty: sequences begin at position 0
   // Not null: every site is rounded to its grid (nearest, ties to even) and clipped. Needs kInt8
   // weights.
   const Scales* scales = nullptr;
+  // False: the gains in `scales` are applied and nothing is rounded or clipped.
+  bool round = true;
+  // The usual dynamic quantization, for comparison: each token's row of a linear input, and each
+  // head of q, k and v, is rounded to int8 with a scale of its own (largest magnitude / 127). Needs
+  // kInt8 weights, no `scales`.
+  bool dynamic_int8 = false;
   // With bf16 products and float activations: two bf16 planes per activation (about float32's
   // precision, twice the time).
   bool precise_activations = true;
-  StatisticsCollector* statistics = nullptr;  // sees every site before it is rounded
+  StatisticsCollector* statistics = nullptr;  // sees every site with its gain, before rounding
+  SiteObserver* observer = nullptr;           // told of every linear site
+  LayerTape* tape = nullptr;                  // filled by RunLayer and FinishLayers
   KvBuffer* kv = nullptr;  // keeps K and V of all layers for later calls; null: windows stand alone
   LayerCheckpoints* record = nullptr;  // filled on the way
   // Recorded from the same batch with the same sites and weights in front of `first_layer`: what
@@ -55,9 +93,24 @@ class FloatForward {
  public:
   // `model`, `gemm` and `pool` must outlive it.
   FloatForward(const ForwardModel& model, FloatGemm& gemm, ThreadPool& pool);
+  ~FloatForward();  // its model's weights may be freed behind it
+  FloatForward(const FloatForward&) = delete;
+  FloatForward& operator=(const FloatForward&) = delete;
 
   // Runs all layers; memory is about rows * (2 * intermediate + 6 * hidden) * 4 bytes.
   void Run(const ForwardBatch& batch, const ForwardOptions& options);
+
+  // The same in steps, for training: Start, RunLayer of each layer in order, FinishLayers. RunLayer
+  // starts from the residual stream, which can be looked at and replaced between the calls.
+  void Start(const ForwardBatch& batch, const ForwardOptions& options);
+  void SetTape(LayerTape* tape) { options_.tape = tape; }
+  void RunLayer(int32_t layer);
+  void FinishLayers();
+  const std::vector<float>& rope_cos() const { return rope_cos_; }  // [tokens][head_dim / 2]
+  const std::vector<float>& rope_sin() const { return rope_sin_; }
+  float* residual() { return residual_.as<float>(); }  // [rows][hidden]
+  // After RunLayer, of that layer: what attention read.
+  FloatAttentionArgs attention_args(int32_t layer);
 
   // Logits of rows [begin, end) of the last batch: row = sequence * tokens + token. out [end -
   // begin][vocab_size].
@@ -69,6 +122,7 @@ class FloatForward {
   // For a KvBuffer given to Run: integers and bf16 weights keep K and V in bf16.
   GemmType kv_type() const { return model_.head.type; }
   int32_t vocab_size() const { return model_.config().vocab_size; }
+  const ForwardModel& model() const { return model_; }
 
  private:
   // The quantized (or plain) input of a linear layer: y = factor * (hi + lo) * w^T, hi and lo
@@ -78,6 +132,7 @@ class FloatForward {
     int64_t depth = 0;
     bool two_planes = false;
     float factor = 1;
+    std::vector<float> row_factors;  // [rows] with dynamic scales; empty: factor
     AlignedBuffer hi, lo;
   };
 
@@ -92,6 +147,7 @@ class FloatForward {
   void RotateHeads(int32_t layer);
   void RotateRow(int32_t layer, int64_t row, int thread);
   void StoreHead(const float* x, double scale, void* out);
+  bool Rounds() const { return options_.scales != nullptr && options_.round; }
   void Attend(int32_t layer);
   void AttentionOutputInput(int32_t layer);
   void AddAttentionOutput(int32_t layer);
@@ -102,10 +158,13 @@ class FloatForward {
   void HeadInput();
 
   void StartSite(const LinearSite* site, const ForwardLinear& consumer);
-  void WriteSiteRow(const LinearSite* site, int64_t row, const float* x);
+  void WriteSiteRow(const LinearSite* site, int64_t row, float* x, AlignedBuffer LayerTape::*tape,
+                    int32_t layer, LayerSite kind, int thread);
+  void EndSite(int32_t layer, LayerSite site);
+  GemmType AttentionType() const { return options_.dynamic_int8 ? GemmType::kFloat32 : kv_type(); }
   const LinearSite* Site(int32_t layer, LayerSite site) const;
   void Multiply(const ForwardLinear& w, int64_t begin, int64_t rows, float* y, int64_t y_stride);
-  void ScaleRow(const ForwardLinear& w, float* y) const;
+  void ScaleRow(const ForwardLinear& w, int64_t row, float* y) const;
   void AddToResidual(const ForwardLinear& w, std::vector<float> LayerRanges::*range, int32_t layer);
   template <typename F>
   void ForRows(F&& fn);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,10 @@ struct Checkpoint {
   std::string source_types;   // weight types found, such as "Q4_1, Q8_0, F32"; says when the source
                               // was quantized already
   std::string source_sha256;  // of the file, or of all files in name order
+  // Of a checkpoint with int8 weights and static inputs (compressed-tensors): the scale of each
+  // linear layer's input, by layer name ("model.layers.0.mlp.down_proj"). Not needed to run it in
+  // float.
+  std::map<std::string, float> input_scales;
 };
 
 }  // namespace fixpoint

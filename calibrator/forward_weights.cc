@@ -28,17 +28,17 @@ class Builder {
     return linear;
   }
 
-  // Rows [first, first + w.rows) of int8 weights that were made of w.
   ForwardLinear Integers(const Matrix& w, const std::vector<float>& bias,
-                         const std::vector<int8_t>& weights, int64_t first) {
+                         const IntegerLinear& integers) {
+    CHECK(integers.outputs == w.rows && integers.depth == w.cols)
+        << integers.outputs << ", " << integers.depth;
     ForwardLinear linear = Shape(w, bias);
-    linear.steps.resize(w.rows);
+    linear.steps = integers.steps;
     Allocate(&linear);
     pool_.ParallelFor(w.rows, 16, [&](int64_t begin, int64_t end, int) {
       std::vector<float> row(w.cols);
       for (int64_t r = begin; r < end; ++r) {
-        const int8_t* q = weights.data() + (first + r) * w.cols;
-        linear.steps[r] = static_cast<float>(FitStep(w.row(r), q, w.cols));
+        const int8_t* q = integers.values.data() + r * w.cols;
         std::copy(q, q + w.cols, row.begin());
         if (linear.type == GemmType::kBf16)
           Vec().to_bf16(row.data(), w.cols, linear.bf16_values.data() + r * w.cols);
@@ -54,16 +54,6 @@ class Builder {
     pool_.ParallelFor(w.rows, 16, [&](int64_t begin, int64_t end, int) {
       for (int64_t r = begin; r < end; ++r)
         result[r] = static_cast<float>(Int8RowStep(w.row(r), w.cols));
-    });
-    return result;
-  }
-
-  std::vector<float> FitSteps(const Matrix& w, const std::vector<int8_t>& weights) {
-    std::vector<float> result(w.rows);
-    pool_.ParallelFor(w.rows, 16, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) {
-        result[r] = static_cast<float>(FitStep(w.row(r), weights.data() + r * w.cols, w.cols));
-      }
     });
     return result;
   }
@@ -84,18 +74,6 @@ class Builder {
       linear->bf16_values.resize(values);
     else
       linear->float_values.resize(values);
-  }
-
-  // w = step * q in the least squares sense, over the unclipped weights unless all are.
-  static double FitStep(const float* w, const int8_t* q, int64_t n) {
-    double product = 0, square = 0, clipped_product = 0, clipped_square = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool clipped = q[i] == 127 || q[i] == -127;
-      (clipped ? clipped_product : product) += static_cast<double>(w[i]) * q[i];
-      (clipped ? clipped_square : square) += static_cast<double>(q[i]) * q[i];
-    }
-    if (square > 0) return product / square;
-    return clipped_square > 0 ? clipped_product / clipped_square : 1e-8;
   }
 
   void FillRow(const Matrix& w, int64_t r, ForwardLinear* linear) {
@@ -138,8 +116,8 @@ namespace {
 
 const std::vector<float> kNoBias;
 
-// All linears of a layer, each made by linear(matrix, bias, index of the matrix in the order
-// below).
+// All linears of a layer, each made by linear(matrix, bias, index of the matrix in
+// kLayerLinears).
 template <typename MakeLinear>
 ForwardLayer MakeLayer(const FloatLayer& from, MakeLinear&& linear) {
   ForwardLayer layer;
@@ -173,33 +151,51 @@ ForwardModel MakeForwardModel(const FloatModel& model, const OnlineTransforms& o
   return result;
 }
 
-ForwardModel MakeIntegerForwardModel(const IntegerModel& integers, const FloatModel& rotated,
-                                     const FloatGemm& gemm, ThreadPool& pool) {
+ForwardModel MakeIntegerForwardModel(const IntegerWeights& weights, const FloatModel& rotated,
+                                     const OnlineTransforms& online, const FloatGemm& gemm,
+                                     ThreadPool& pool) {
   Builder builder(WeightKind::kInt8, gemm, pool);
   ForwardModel result;
   result.source = &rotated;
-  result.online = {.down_block = integers.config.down_hadamard_block,
-                   .qk_hadamard = integers.config.qk_hadamard};
+  result.online = online;
   result.kind = WeightKind::kInt8;
-  CHECK_EQ(integers.embedding.size(), rotated.embedding.data.size());
-  CHECK_EQ(integers.layers.size(), rotated.layers.size());
-  result.embedding_steps = builder.FitSteps(rotated.embedding, integers.embedding);
+  CHECK_EQ(weights.embedding.steps.size(), static_cast<size_t>(rotated.embedding.rows));
+  CHECK_EQ(weights.layers.size(), rotated.layers.size());
+  result.embedding_steps = weights.embedding.steps;
   for (size_t i = 0; i < rotated.layers.size(); ++i) {
-    const FloatLayer& from = rotated.layers[i];
-    const ModelLayer& to = integers.layers[i];
-    const std::vector<int8_t>* weights[] = {
-        &to.qkv.weights,     &to.qkv.weights,     &to.qkv.weights,      &to.o_proj.weights,
-        &to.gate_up.weights, &to.gate_up.weights, &to.down_proj.weights};
-    const int64_t first[] = {
-        0, from.q_proj.rows, from.q_proj.rows + from.k_proj.rows, 0, 0, from.gate_proj.rows, 0};
-    result.layers.push_back(
-        MakeLayer(from, [&](const Matrix& w, const std::vector<float>& bias, int index) {
-          CHECK_LE((first[index] + w.rows) * w.cols, static_cast<int64_t>(weights[index]->size()));
-          return builder.Integers(w, bias, *weights[index], first[index]);
+    result.layers.push_back(MakeLayer(
+        rotated.layers[i], [&](const Matrix& w, const std::vector<float>& bias, int index) {
+          return builder.Integers(w, bias, weights.layers[i].*kLayerLinears[index].integers);
         }));
   }
-  result.head = builder.Integers(rotated.head_or_embedding(), kNoBias, integers.head.weights, 0);
+  result.head = builder.Integers(rotated.head_or_embedding(), kNoBias, weights.head);
   return result;
+}
+
+void ReplaceLinear(const IntegerLinear& from, ForwardLinear* to, ThreadPool& pool) {
+  CHECK(from.outputs == to->outputs && from.depth == to->depth && to->float_view == nullptr);
+  to->steps = from.steps;
+  pool.ParallelFor(from.outputs, 16, [&](int64_t begin, int64_t end, int) {
+    std::vector<float> row(from.depth);
+    for (int64_t r = begin; r < end; ++r) {
+      const int8_t* q = from.values.data() + r * from.depth;
+      std::copy(q, q + from.depth, row.begin());
+      if (to->type == GemmType::kBf16)
+        Vec().to_bf16(row.data(), from.depth, to->bf16_values.data() + r * from.depth);
+      else
+        std::copy(row.begin(), row.end(), to->float_values.begin() + r * from.depth);
+    }
+  });
+}
+
+void ReplaceLayer(const IntegerLayerWeights& from, ForwardLayer* to, ThreadPool& pool) {
+  ReplaceLinear(from.q, &to->q, pool);
+  ReplaceLinear(from.k, &to->k, pool);
+  ReplaceLinear(from.v, &to->v, pool);
+  ReplaceLinear(from.o, &to->o, pool);
+  ReplaceLinear(from.gate, &to->gate, pool);
+  ReplaceLinear(from.up, &to->up, pool);
+  ReplaceLinear(from.down, &to->down, pool);
 }
 
 }  // namespace fixpoint

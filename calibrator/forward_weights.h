@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "base/thread_pool.h"
-#include "bundle/model.h"
 #include "calibrator/float_model.h"
 #include "calibrator/gemm.h"
+#include "calibrator/integer_weights.h"
 #include "calibrator/rotate.h"
 
 namespace fixpoint {
@@ -57,11 +57,16 @@ struct ForwardModel {
 ForwardModel MakeForwardModel(const FloatModel& model, const OnlineTransforms& online,
                               WeightKind kind, const FloatGemm& gemm, ThreadPool& pool);
 
-// kInt8 with the very integers of a bundle made of `rotated`, which gives biases and shapes and, by
-// least squares over the weights that are not clipped, each row's step. Requires equal
-// configurations.
-ForwardModel MakeIntegerForwardModel(const IntegerModel& integers, const FloatModel& rotated,
-                                     const FloatGemm& gemm, ThreadPool& pool);
+// kInt8 with the very integers and steps of `weights`, made of `rotated` or read from its bundle
+// (bundle_scales.h); `rotated` gives configuration and biases. Requires equal shapes. Embedding
+// rows are rounded to nearest with the steps of `weights`, as RoundWeights does.
+ForwardModel MakeIntegerForwardModel(const IntegerWeights& weights, const FloatModel& rotated,
+                                     const OnlineTransforms& online, const FloatGemm& gemm,
+                                     ThreadPool& pool);
+
+// New integers and steps of the same shapes, in place: GPTQ and folded gains round again.
+void ReplaceLinear(const IntegerLinear& from, ForwardLinear* to, ThreadPool& pool);
+void ReplaceLayer(const IntegerLayerWeights& from, ForwardLayer* to, ThreadPool& pool);
 
 // Step of an int8 row: the clip with the least squared error among the row's maximum and a few
 // values below it.

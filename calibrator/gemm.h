@@ -29,6 +29,8 @@ struct GemmArgs {
   float* y = nullptr;  // [rows][y_stride]
   int64_t y_stride = 0;
   bool accumulate = false;
+  // The values behind w stay as they are until ForgetWeights: a device may keep its copy of them.
+  bool keep_w = false;
 };
 
 class FloatGemm {
@@ -42,6 +44,9 @@ class FloatGemm {
   virtual void Multiply(const GemmArgs& args) = 0;
   // Runs on the calling thread alone: for use inside the team's work. Thread-safe.
   virtual void MultiplyHere(const GemmArgs& args) = 0;
+  // Drops what was kept of operands with keep_w. To be called before memory that was such an
+  // operand is changed or freed; not during Multiply.
+  virtual void ForgetWeights() {}
 };
 
 // `pool` must outlive the result.

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kMaxCheckpointBytes = 512 << 20;
 
 bool Equal(const LinearSite& a, const LinearSite& b) {
-  return a.scale == b.scale && a.wide == b.wide;
+  return a.scale == b.scale && a.wide == b.wide && a.gain == b.gain;
 }
 
 bool Equal(const LayerScales& a, const LayerScales& b) {
@@ -20,7 +20,8 @@ bool Equal(const LayerScales& a, const LayerScales& b) {
     const LayerSite site = static_cast<LayerSite>(i);
     if (!Equal(a.linear(site), b.linear(site))) return false;
   }
-  return a.q == b.q && a.k == b.k && a.v == b.v;
+  return a.q == b.q && a.k == b.k && a.v == b.v && a.q_gain == b.q_gain && a.k_gain == b.k_gain &&
+         a.v_gain == b.v_gain;
 }
 
 }  // namespace
@@ -66,15 +67,6 @@ class HeldOutMeasurer::Student : public LogitSource {
   size_t batch_ = 0;
 };
 
-absl::StatusOr<std::unique_ptr<HeldOutMeasurer>> HeldOutMeasurer::Create(
-    LogitSource& teacher, FloatForward& student, const FloatConfig& config,
-    const FloatPrefix& prefix, const Windows& windows, ThreadPool& pool) {
-  std::unique_ptr<HeldOutMeasurer> measurer(
-      new HeldOutMeasurer(student, config, prefix, windows, pool));
-  ASSIGN_OR_RETURN(measurer->teacher_, CachedLogits::Create(teacher, windows, pool));
-  return measurer;
-}
-
 absl::Status HeldOutMeasurer::SetBase(const Scales& scales) {
   checkpoints_.clear();
   ASSIGN_OR_RETURN(base_kl_, Run(scales, /*record=*/true, 0));
@@ -93,7 +85,7 @@ absl::StatusOr<double> HeldOutMeasurer::Run(const Scales& scales, bool record,
                                             int32_t first_layer) {
   Student student(*this, scales, record, first_layer);
   ASSIGN_OR_RETURN(const std::vector<Comparison> result,
-                   Compare(*teacher_, {&student}, windows_, pool_));
+                   Compare(teacher_, {&student}, windows_, pool_));
   return result[0].kl_mean;
 }
 

@@ -15,10 +15,16 @@ namespace fixpoint {
 // the first layer whose scales differ from the base's, which halves the work of a site search.
 class HeldOutMeasurer : public SiteMeasurer {
  public:
-  // `teacher` is used here only; the rest must outlive the result. `student` has int8 weights.
-  static absl::StatusOr<std::unique_ptr<HeldOutMeasurer>> Create(
-      LogitSource& teacher, FloatForward& student, const FloatConfig& config,
-      const FloatPrefix& prefix, const Windows& windows, ThreadPool& pool);
+  // All must outlive it. `teacher` is asked in each measurement: CachedLogits. `student` has int8
+  // weights and runs behind `prefix`.
+  HeldOutMeasurer(LogitSource& teacher, FloatForward& student, const FloatConfig& config,
+                  const FloatPrefix& prefix, const Windows& windows, ThreadPool& pool)
+      : teacher_(teacher),
+        student_(student),
+        config_(config),
+        prefix_(prefix),
+        windows_(windows),
+        pool_(pool) {}
 
   absl::Status SetBase(const Scales& scales) override;
   absl::StatusOr<double> Measure(const Scales& scales) override;
@@ -26,18 +32,15 @@ class HeldOutMeasurer : public SiteMeasurer {
  private:
   class Student;
 
-  HeldOutMeasurer(FloatForward& student, const FloatConfig& config, const FloatPrefix& prefix,
-                  const Windows& windows, ThreadPool& pool)
-      : student_(student), config_(config), prefix_(prefix), windows_(windows), pool_(pool) {}
   absl::StatusOr<double> Run(const Scales& scales, bool record, int32_t first_layer);
   int32_t FirstDifference(const Scales& scales) const;
 
+  LogitSource& teacher_;
   FloatForward& student_;
   const FloatConfig& config_;
   const FloatPrefix& prefix_;
   const Windows& windows_;
   ThreadPool& pool_;
-  std::unique_ptr<CachedLogits> teacher_;
   Scales base_;
   double base_kl_ = 0;
   std::vector<LayerCheckpoints> checkpoints_;  // of each batch, with the base scales

@@ -22,6 +22,7 @@ struct CommandLine {
   TokenizeFlags tokenize;
   RenderFlags render;
   InspectFlags inspect;
+  ExportFlags export_;
   std::string progress = "bar";
   std::string eval_progress = "bar";
 };
@@ -31,6 +32,46 @@ CLI::App* Verb(CLI::App& app, const char* name, const char* description,
   CLI::App* verb = app.add_subcommand(name, description);
   verb->callback([chosen, run = std::move(run)] { *chosen = run; });
   return verb;
+}
+
+void AddTraining(CLI::App& app, CalibrateFlags& f) {
+  const auto option = [&app](const char* name, auto& value, const char* description) {
+    return app.add_option(name, value, description)->capture_default_str();
+  };
+  option("--objective", f.objective,
+         "kl: stay close to the float model; ce: predict the corpus (an adapted model, reported "
+         "beside a float control); none: no training")
+      ->check(CLI::IsMember({"kl", "ce", "none"}));
+  option("--granularity", f.granularity, "of trained scales: one per tensor, or one per channel")
+      ->check(CLI::IsMember({"tensor", "channel"}));
+  option("--vectors", f.vectors,
+         "gain: channel scales also scale the signal; folded: weights are divided by them")
+      ->check(CLI::IsMember({"gain", "folded"}));
+  option("--rounding", f.rounding, "of weights: gptq, or nearest")
+      ->check(CLI::IsMember({"gptq", "nearest"}));
+  option("--int16-inputs", f.int16_inputs, "auto: where the budget wants them; none")
+      ->check(CLI::IsMember({"auto", "none"}));
+  option("--steps", f.training.steps, "of training")->check(CLI::Range(1, 1000000));
+  option("--batch", f.training.batch_windows, "windows of a step")->check(CLI::Range(1, 1024));
+  option("--micro-batch", f.training.micro_windows, "windows in memory at once")
+      ->check(CLI::Range(1, 1024));
+  option("--scale-rate", f.training.scale_rate, "relative change of a scale in a step")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--gain-rate", f.gain_rate,
+                 "the same of a channel's gain (default: 0.002, with ce 0.005)")
+      ->check(CLI::Range(0.0, 1.0));
+  option("--prefix-rate", f.training.prefix_rate,
+         "change of the prefix's K and V in a step, in units of their size; 0: they stay")
+      ->check(CLI::Range(0.0, 1.0));
+  option("--patience", f.training.patience, "looks at held-out text without a new best")
+      ->check(CLI::Range(1, 1000000));
+  app.add_flag("--no-prefix-search", f.no_prefix_search, "keep the prefix at one token");
+  app.add_flag("--resume", f.resume, "go on from the checkpoint of a killed or stopped run");
+  app.add_option("--checkpoint", f.checkpoint, "of the training (default: OUTPUT.checkpoint)");
+  option("--checkpoint-seconds", f.checkpoint_seconds, "between two checkpoints; 0: each step")
+      ->check(CLI::Range(0.0, 1e6));
+  app.add_option("--report", f.report, "HTML (default: OUTPUT.report.html)");
+  option("--device", f.device, "cpu, or cuda:N for the float products");
 }
 
 void AddCalibrate(CLI::App& app, CommandLine& c) {
@@ -44,24 +85,46 @@ void AddCalibrate(CLI::App& app, CommandLine& c) {
       ->capture_default_str();
   app.add_option("--seed", c.calibrate.seed, "of rotation and generated text")
       ->capture_default_str();
+  AddTraining(app, c.calibrate);
   app.add_option("--threads", c.calibrate.threads, "0: every CPU")->capture_default_str();
   app.add_option("--progress", c.progress, "bar, json or none")->capture_default_str();
 }
 
-void AddVerbs(CLI::App& app, CommandLine& c, std::function<absl::Status()>* chosen) {
-  CLI::App* eval = Verb(
-      app, "eval", "perplexity, KL and top-1 of a bundle, integer beside float",
-      [&c] { return RunEval(c.eval); }, chosen);
-  eval->add_option("bundle", c.eval.bundle)->required();
-  eval->add_option("--text", c.eval.text, "UTF-8 file")->required();
-  eval->add_option("--source", c.eval.source, "the checkpoint that the bundle was made of");
-  eval->add_option("--window", c.eval.window, "tokens of a window")->capture_default_str();
-  eval->add_option("--limit", c.eval.limit, "windows to measure, 0: all")->capture_default_str();
-  eval->add_option("--threads", c.eval.threads, "0: every CPU")->capture_default_str();
-  eval->add_flag("--simulation", c.eval.simulation, "measure the fake-quantized float model too");
-  eval->add_flag("--json", c.eval.json);
+void AddEval(CLI::App& app, CommandLine& c, std::function<absl::Status()>* chosen) {
+  CLI::App* eval = app.add_subcommand(
+      "eval", "perplexity, KL and top-1 of bundles, integer beside float, or of two bundles");
+  EvalFlags& flags = c.eval;
+  eval->add_option("bundle", flags.bundle, "the bundle; none with --float");
+  eval->add_option("--text", flags.text, "UTF-8 file of any kind of text");
+  eval->add_option("--source", flags.source, "the checkpoint that the bundle was made of");
+  eval->add_option("--against", flags.against, "another bundle: paired bootstrap over windows");
+  eval->add_option("--window", flags.window,
+                   "tokens of a window (default: 1024, or all that the model has room for)");
+  eval->add_option("--stride", flags.stride,
+                   "tokens from one window to the next; below the window only the last of them "
+                   "count; 0: the window")
+      ->capture_default_str();
+  eval->add_option("--limit", flags.limit, "windows to measure, evenly spread, 0: all")
+      ->capture_default_str();
+  eval->add_option("--prefix", flags.prefix,
+                   "what float is measured behind: own (the bundle's), bos, none, or token ids "
+                   "such as 1,2 (default: own and bos)");
+  eval->add_flag("--simulation", flags.simulation, "measure the fake-quantized float model too");
+  eval->add_flag("--dynamic", flags.dynamic,
+                 "measure dynamic per-token int8 in the rotated and in the plain basis too");
+  eval->add_flag("--float", flags.float_alone, "measure the float model alone");
+  eval->add_option("--threads", flags.threads, "0: every CPU")->capture_default_str();
+  eval->add_flag("--json", flags.json);
   eval->add_option("--progress", c.eval_progress, "bar or none")->capture_default_str();
+  eval->callback([&c, chosen] {
+    if (c.eval.bundle.empty() && !c.eval.float_alone)
+      throw CLI::RequiredError("bundle (or --float with --source)");
+    if (c.eval.text.empty()) throw CLI::RequiredError("--text");
+    *chosen = [&c] { return RunEval(c.eval); };
+  });
+}
 
+void AddVerbs(CLI::App& app, CommandLine& c, std::function<absl::Status()>* chosen) {
   CLI::App* verify = Verb(
       app, "verify", "golden digest of a bundle's logits", [&c] { return RunVerify(c.verify); },
       chosen);
@@ -91,7 +154,31 @@ void AddVerbs(CLI::App& app, CommandLine& c, std::function<absl::Status()>* chos
   CLI::App* inspect = Verb(
       app, "inspect", "what a bundle is", [&c] { return RunInspect(c.inspect); }, chosen);
   inspect->add_option("bundle", c.inspect.bundle)->required();
+  inspect->add_flag("--sites", c.inspect.sites, "list every site: scale, bits, saturation");
   inspect->add_flag("--json", c.inspect.json);
+}
+
+void AddExport(CLI::App& app, CommandLine& c, std::function<absl::Status()>* chosen) {
+  CLI::App* verb = Verb(
+      app, "export", "a bundle as a static W8A8 checkpoint for other servers",
+      [&c] { return RunExport(c.export_); }, chosen);
+  verb->add_option("bundle", c.export_.bundle)->required();
+  verb->add_option("--to", c.export_.to, "compressed-tensors")->capture_default_str();
+  verb->add_option("--source", c.export_.source, "the checkpoint that the bundle was made of")
+      ->required();
+  verb->add_option("-o,--output", c.export_.output, "the folder to write")->required();
+  verb->add_option("--corpus", c.export_.corpus,
+                   "text file to calibrate on, repeatable (default: the model writes its own)")
+      ->take_all();
+  verb->add_option("--ignore", c.export_.ignore,
+                   "auto: costly layers stay bf16 until the budget holds; none: all int8")
+      ->capture_default_str();
+  verb->add_option("--budget", c.export_.budget, "perplexity allowed over float")
+      ->capture_default_str();
+  verb->add_option("--seed", c.export_.seed, "of generated text")->capture_default_str();
+  verb->add_option("--threads", c.export_.threads, "0: every CPU")->capture_default_str();
+  verb->add_flag("--json", c.export_.json);
+  verb->add_option("--progress", c.eval_progress, "bar or none")->capture_default_str();
 }
 
 absl::Status Execute(CommandLine& c, const std::function<absl::Status()>& chosen) {
@@ -102,7 +189,7 @@ absl::Status Execute(CommandLine& c, const std::function<absl::Status()>& chosen
     // Results own stdout, so JSON progress is for the calibration alone.
     if (*progress == ProgressKind::kJson)
       return absl::InvalidArgumentError("--progress json is for calibrating");
-    c.eval.progress = *progress;
+    c.eval.progress = c.export_.progress = *progress;
     return chosen();
   }
   if (c.calibrate.model.empty())
@@ -123,7 +210,9 @@ int Main(int argc, char** argv) {
   CommandLine command_line;
   std::function<absl::Status()> chosen;
   AddCalibrate(app, command_line);
+  AddEval(app, command_line, &chosen);
   AddVerbs(app, command_line, &chosen);
+  AddExport(app, command_line, &chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -8,17 +8,26 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "base/check.h"
 #include "base/digest.h"
 #include "base/status_macros.h"
 #include "bundle/bundle.h"
 #include "calibrator/evaluate.h"
 #include "calibrator/float_forward.h"
+#include "calibrator/float_side.h"
+#include "calibrator/gemm_device.h"
 #include "calibrator/generate.h"
 #include "calibrator/held_out.h"
+#include "calibrator/integer_weights.h"
 #include "calibrator/prefix.h"
+#include "calibrator/prefix_search.h"
 #include "calibrator/provenance.h"
 #include "calibrator/quantize.h"
+#include "calibrator/report_data.h"
+#include "calibrator/samples.h"
+#include "calibrator/vector_loops.h"
+#include "calibrator/weight_rounding.h"
 #include "engine/golden.h"
 
 namespace fixpoint {
@@ -27,13 +36,18 @@ namespace {
 constexpr int64_t kBatchTokens = 2048;
 constexpr int64_t kLogitRows = 128;
 constexpr int64_t kMaxCachedLogitBytes = 1 << 30;
+constexpr int64_t kMaxTeacherBytes = 1 << 30;
+constexpr int32_t kMomentWindows = 64;  // of text for GPTQ
 
 enum Stage : size_t {
-  kRotate,
   kText,
+  kRotate,
   kStatistics,
   kScales,
   kSites,
+  kWeights,
+  kTrain,
+  kControl,
   kQuantize,
   kVerify,
   kNumStages
@@ -42,20 +56,26 @@ enum Stage : size_t {
 class Calibration {
  public:
   Calibration(Checkpoint checkpoint, std::string source_name, const CalibrationSettings& settings,
-              ThreadPool& pool, Progress& progress, size_t first_stage)
+              std::unique_ptr<FloatGemm> gemm, ThreadPool& pool, Progress& progress,
+              size_t first_stage, StopSignal& stop)
       : checkpoint_(std::move(checkpoint)),
         source_name_(std::move(source_name)),
         settings_(settings),
         pool_(pool),
         progress_(progress),
         first_stage_(first_stage),
-        gemm_(CreateCpuGemm(pool)) {}
+        stop_(stop),
+        gemm_(std::move(gemm)) {}
 
   absl::StatusOr<CalibrationResult> Run() {
-    RETURN_IF_ERROR(Rotate());
     RETURN_IF_ERROR(TakeText());
-    TakeStatistics();
+    RETURN_IF_ERROR(Rotate());
+    RETURN_IF_ERROR(ChoosePrefixTokens());
+    TakeFirstStatistics();
     RETURN_IF_ERROR(ChooseScalesAndSites());
+    RETURN_IF_ERROR(RoundWeightsAgain());
+    RETURN_IF_ERROR(Train());
+    RETURN_IF_ERROR(TrainControl());
     RETURN_IF_ERROR(Quantize());
     RETURN_IF_ERROR(Verify());
     return Finish();
@@ -63,57 +83,77 @@ class Calibration {
 
  private:
   void Enter(Stage stage) { progress_.Enter(first_stage_ + stage); }
+  FloatModel& model() { return checkpoint_.model; }
   const FloatModel& rotated() const { return checkpoint_.model; }
   const FloatConfig& config() const { return checkpoint_.model.config; }
-
-  absl::Status Rotate() {
-    Enter(kRotate);
-    ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(checkpoint_.tokenizer));
-    online_ = FoldAndRotate(checkpoint_.model, settings_.rotation, *gemm_, pool_);
-    float_model_ = MakeForwardModel(rotated(), online_, WeightKind::kFloat32, *gemm_, pool_);
-    float_forward_.emplace(float_model_, *gemm_, pool_);
-    prefix_ = float_forward_->ComputePrefix(ChoosePrefix(*tokenizer_, checkpoint_.chat_template));
-    if (prefix_.size() == 0)
-      progress_.Say("the model has no beginning-of-sequence token: calibrating without a prefix");
-    return absl::OkStatus();
+  bool trains() const { return settings_.training.objective != Objective::kNone; }
+  Scales& scales() { return sites_.scales; }
+  const Scales& scales() const { return sites_.scales; }
+  // What float is measured behind: BOS, or the control token with which every chat starts.
+  std::vector<int32_t> StartTokens() const {
+    return ChoosePrefix(*tokenizer_, checkpoint_.chat_template);
   }
 
+  // Text, and what the float model says about the held-out part: the measure of everything. Gains
+  // are folded and nothing is turned yet, so that the usual dynamic quantization can be measured in
+  // the basis in which others run it.
   absl::Status TakeText() {
     Enter(kText);
+    ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(checkpoint_.tokenizer));
+    const OnlineTransforms plain = FoldAndRotate(model(), kPlainBasis, *gemm_, pool_);
+    const ForwardModel float_model =
+        MakeForwardModel(rotated(), plain, WeightKind::kFloat32, *gemm_, pool_);
+    FloatForward float_forward(float_model, *gemm_, pool_);
+    const FloatPrefix prefix = float_forward.ComputePrefix(StartTokens());
+    if (prefix.size() == 0)
+      progress_.Say("the model has no beginning-of-sequence token: calibrating without a prefix");
     if (!settings_.corpus_files.empty()) {
       ASSIGN_OR_RETURN(corpus_,
                        ReadCorpus(settings_.corpus_files, *tokenizer_, settings_.file_windows));
     } else {
-      corpus_ = WriteOwnText();
+      corpus_ = WriteOwnText(plain, prefix);
     }
-    const int32_t room = config().max_position_embeddings - prefix_.size();
+    RETURN_IF_ERROR(FitText(prefix.size()));
+    ForwardLogits reference(float_forward, {.prefix = &prefix});
+    ASSIGN_OR_RETURN(teacher_, CachedLogits::Create(reference, corpus_.held_out, pool_));
+    progress_.Update(0.9);
+    const ForwardModel int8 = MakeForwardModel(rotated(), plain, WeightKind::kInt8, *gemm_, pool_);
+    FloatForward dynamic(int8, *gemm_, pool_);
+    return Measure("dynamic_plain", dynamic, {.prefix = &prefix, .dynamic_int8 = true});
+  }
+
+  // Windows that fit into the model and, with the teacher's logits and states, into memory.
+  absl::Status FitText(int32_t prefix_tokens) {
+    const int32_t room = config().max_position_embeddings - prefix_tokens;
     if (corpus_.train.tokens > room) {
       return absl::InvalidArgumentError(absl::StrCat("the model has room for ", room,
                                                      " tokens, calibration windows have ",
                                                      corpus_.train.tokens));
     }
-    // Teachers' logits are kept: a large vocabulary gets fewer held-out windows.
-    const int64_t window_bytes = int64_t{corpus_.held_out.tokens} * config().vocab_size * 2;
-    const int64_t windows =
-        std::clamp<int64_t>(kMaxCachedLogitBytes / window_bytes, 1, corpus_.held_out.count());
-    corpus_.held_out.token_ids.resize(windows * corpus_.held_out.tokens);
+    const auto limit = [](int64_t window_bytes, int64_t max_bytes, Windows* windows) {
+      const int64_t count = std::clamp<int64_t>(max_bytes / window_bytes, 1, windows->count());
+      windows->token_ids.resize(count * windows->tokens);
+    };
+    limit(int64_t{corpus_.held_out.tokens} * config().vocab_size * 2, kMaxCachedLogitBytes,
+          &corpus_.held_out);
+    limit(int64_t{corpus_.train.tokens} * config().hidden_size * 4, kMaxTeacherBytes,
+          &corpus_.train);
     return absl::OkStatus();
   }
 
-  Corpus WriteOwnText() {
+  Corpus WriteOwnText(const OnlineTransforms& plain, const FloatPrefix& prefix) {
     const CorpusLimits& limits = settings_.own_windows;
-    const ForwardModel model =
-        MakeForwardModel(rotated(), online_, WeightKind::kBf16, *gemm_, pool_);
-    FloatForward forward(model, *gemm_, pool_);
+    const ForwardModel bf16 = MakeForwardModel(rotated(), plain, WeightKind::kBf16, *gemm_, pool_);
+    FloatForward forward(bf16, *gemm_, pool_);
     const std::vector<Opening> openings =
-        ChooseOpenings(*tokenizer_, checkpoint_.chat_template, prefix_.token_ids,
+        ChooseOpenings(*tokenizer_, checkpoint_.chat_template, prefix.token_ids,
                        limits.max_train + limits.max_held_out, settings_.seed);
     const GenerateOptions options{.tokens = kCorpusWindowTokens,
                                   .seed = settings_.seed,
                                   .control_ids = ControlIds(*tokenizer_)};
-    const Windows all =
-        GenerateWindows(forward, config(), prefix_, openings, options, pool_,
-                        [&](double share) { progress_.Update(share, "written by the model"); });
+    const Windows all = GenerateWindows(
+        forward, config(), prefix, openings, options, pool_,
+        [&](double share) { progress_.Update(0.8 * share, "written by the model"); });
     Corpus corpus = SplitWindows(all, limits);
     corpus.source = "self-generated";
     Sha256 digest;
@@ -122,72 +162,263 @@ class Calibration {
     return corpus;
   }
 
-  // Histograms and ranges with int8 weights and float activations.
-  void TakeStatistics() {
-    Enter(kStatistics);
-    weights_model_ = MakeForwardModel(rotated(), online_, WeightKind::kInt8, *gemm_, pool_);
-    weights_forward_.emplace(weights_model_, *gemm_, pool_);
+  absl::Status Rotate() {
+    Enter(kRotate);
+    online_ = FoldAndRotate(model(), settings_.rotation, *gemm_, pool_);
+    float_model_ = MakeForwardModel(rotated(), online_, WeightKind::kFloat32, *gemm_, pool_);
+    float_forward_.emplace(float_model_, *gemm_, pool_);
+    prefix_ = teacher_prefix_ = float_forward_->ComputePrefix(StartTokens());
+    weights_ = RoundWeights(rotated(), nullptr, pool_);
+    student_model_ = MakeIntegerForwardModel(weights_, rotated(), online_, *gemm_, pool_);
+    student_.emplace(student_model_, *gemm_, pool_);
+    RETURN_IF_ERROR(
+        Measure("dynamic_rotated", *student_, {.prefix = &teacher_prefix_, .dynamic_int8 = true}));
+    return Measure("int8_weights", *student_, {.prefix = &teacher_prefix_});
+  }
+
+  // A longer prefix is kept if it brings the model closer to float behind BOS alone.
+  absl::Status ChoosePrefixTokens() {
+    if (!settings_.prefix_search) return absl::OkStatus();
+    progress_.Update(0.5, "prefix");
+    PrefixSearchInput input{.tokenizer = tokenizer_.get(),
+                            .chat_template = checkpoint_.chat_template,
+                            .start = &prefix_,
+                            .train = &corpus_.train,
+                            .held_out = &corpus_.held_out,
+                            .teacher = teacher_.get(),
+                            .allow_int16 = settings_.int16_inputs};
+    ASSIGN_OR_RETURN(prefix_search_,
+                     SearchPrefix(input, *float_forward_, *student_, pool_, [&](double share) {
+                       progress_.Update(0.5 + 0.5 * share, "prefix");
+                     }));
+    const PrefixCandidate& best = prefix_search_.candidates[prefix_search_.best];
+    if (best.token_ids != prefix_.token_ids)
+      prefix_ = float_forward_->ComputePrefix(best.token_ids);
+    return absl::OkStatus();
+  }
+
+  // Histograms and ranges of the student's values, gains applied and nothing rounded but weights.
+  Statistics TakeStatistics(const Scales* gains) {
     StatisticsCollector collector(config(), pool_.thread_count());
-    const ForwardOptions options{
-        .prefix = &prefix_, .precise_activations = false, .statistics = &collector};
-    const Windows& text = corpus_.train;
+    const ForwardOptions options{.prefix = &prefix_,
+                                 .scales = gains,
+                                 .round = false,
+                                 .precise_activations = false,
+                                 .statistics = &collector};
+    const Windows text = EvenWindows(corpus_.train, settings_.statistics_windows);
     const int32_t step = static_cast<int32_t>(std::max<int64_t>(1, kBatchTokens / text.tokens));
     std::vector<float> logits(kLogitRows * config().vocab_size);
     for (int32_t first = 0; first < text.count(); first += step) {
-      progress_.Update(static_cast<double>(first) / text.count());
+      progress_.Update(static_cast<double>(first) / text.count(), "statistics");
       const int32_t count = std::min(step, text.count() - first);
-      weights_forward_->Run(
-          {.token_ids = text.window(first), .sequences = count, .tokens = text.tokens}, options);
+      student_->Run({.token_ids = text.window(first), .sequences = count, .tokens = text.tokens},
+                    options);
       const int64_t rows = int64_t{count} * text.tokens;
       for (int64_t row = 0; row < rows; row += kLogitRows) {
-        weights_forward_->Logits(row, std::min(rows, row + kLogitRows), logits.data());
+        student_->Logits(row, std::min(rows, row + kLogitRows), logits.data());
       }
     }
-    statistics_ = collector.Result();
+    return collector.Result();
+  }
+
+  void TakeFirstStatistics() {
+    Enter(kStatistics);
+    statistics_ = first_statistics_ = TakeStatistics(nullptr);
   }
 
   absl::Status ChooseScalesAndSites() {
     Enter(kScales);
-    ForwardLogits reference(*float_forward_, {.prefix = &prefix_});
-    ASSIGN_OR_RETURN(const std::unique_ptr<HeldOutMeasurer> measurer,
-                     HeldOutMeasurer::Create(reference, *weights_forward_, config(), prefix_,
-                                             corpus_.held_out, pool_));
-    progress_.Update(0.6);
+    HeldOutMeasurer measurer(*teacher_, *student_, config(), prefix_, corpus_.held_out, pool_);
     // Both rules for q, k and v, judged by what they do to the model.
     const Scales by_max = ChooseScales(statistics_, HeadClip::kMax);
     const Scales by_mse = ChooseScales(statistics_, HeadClip::kMse);
-    ASSIGN_OR_RETURN(const double kl_max, measurer->Measure(by_max));
-    ASSIGN_OR_RETURN(const double kl_mse, measurer->Measure(by_mse));
+    ASSIGN_OR_RETURN(const double kl_max, measurer.Measure(by_max));
+    ASSIGN_OR_RETURN(const double kl_mse, measurer.Measure(by_mse));
     head_clip_ = kl_mse < kl_max ? "mse" : "max";
-    narrow_ = kl_mse < kl_max ? by_mse : by_max;
+    const Scales narrow = kl_mse < kl_max ? by_mse : by_max;
+    RETURN_IF_ERROR(Measure("static_int8", *student_, {.prefix = &prefix_, .scales = &narrow}));
 
     Enter(kSites);
+    if (settings_.int16_inputs) {
+      ASSIGN_OR_RETURN(sites_, SearchWideSites(config(), statistics_, narrow, SiteOptions(),
+                                               measurer, SiteProgress()));
+    } else {
+      sites_.scales = narrow;
+      sites_.stop_reason = "off";
+    }
+    RETURN_IF_ERROR(Measure("untrained", *student_, {.prefix = &prefix_, .scales = &scales()}));
+    untrained_ = scales();
+    const auto progress = [&](double share) { progress_.Update(share, "clips"); };
+    ASSIGN_OR_RETURN(refined_sites_,
+                     RefineScales(config(), statistics_, {}, measurer, &scales(), progress));
+    return absl::OkStatus();
+  }
+
+  SiteSearchOptions SiteOptions() const {
     SiteSearchOptions options = settings_.sites;
     options.kl_target = KlTarget(settings_.budget);
-    ASSIGN_OR_RETURN(sites_, SearchWideSites(config(), statistics_, narrow_, options, *measurer,
-                                             [&](int32_t done, int32_t usual) {
-                                               progress_.Update(
-                                                   static_cast<double>(done) / usual,
-                                                   absl::StrCat("measurement ", done + 1));
-                                             }));
-    weights_forward_.reset();
-    weights_model_ = {};
+    return options;
+  }
+
+  std::function<void(int32_t, int32_t)> SiteProgress() {
+    return [this](int32_t done, int32_t usual) {
+      progress_.Update(static_cast<double>(done) / usual, absl::StrCat("measurement ", done + 1));
+    };
+  }
+
+  // GPTQ with the inputs that the scales give; kept if the held-out KL falls.
+  absl::Status RoundWeightsAgain() {
+    Enter(kWeights);
+    const bool folded = trains() && settings_.training.granularity == Granularity::kChannel &&
+                        settings_.training.vectors == Vectors::kFolded;
+    // Folded gains round weights again at each step, and to nearest.
+    if (!settings_.gptq || folded) return absl::OkStatus();
+    HeldOutMeasurer measurer(*teacher_, *student_, config(), prefix_, corpus_.held_out, pool_);
+    ASSIGN_OR_RETURN(const double kl_nearest, measurer.Measure(scales()));
+    const Windows text = EvenWindows(corpus_.train, kMomentWindows);
+    const WeightRoundingInput input{.rotated = &rotated(),
+                                    .online = online_,
+                                    .scales = &scales(),
+                                    .prefix = &prefix_,
+                                    .windows = &text,
+                                    .gptq = {}};
+    ASSIGN_OR_RETURN(IntegerWeights rounded,
+                     RoundWithStaticInputs(
+                         input, *gemm_, pool_, [&](double share) { progress_.Update(share); },
+                         [&](const std::string& line) { progress_.Say(line); }));
+    std::swap(weights_, rounded);
+    ReplaceStudentWeights();
+    ASSIGN_OR_RETURN(const double kl_gptq, measurer.Measure(scales()));
+    progress_.Say(absl::StrFormat("weights to nearest: KL %.5f, with second moments: %.5f",
+                                  kl_nearest, kl_gptq));
+    if (kl_gptq < kl_nearest) {
+      rounding_ = "gptq";
+      return absl::OkStatus();
+    }
+    std::swap(weights_, rounded);
+    ReplaceStudentWeights();
     return absl::OkStatus();
+  }
+
+  void ReplaceStudentWeights() {
+    gemm_->ForgetWeights();
+    for (size_t i = 0; i < weights_.layers.size(); ++i)
+      ReplaceLayer(weights_.layers[i], &student_model_.layers[i], pool_);
+    ReplaceLinear(weights_.head, &student_model_.head, pool_);
+  }
+
+  TrainingRunInput TrainingInput() {
+    return {.rotated = &rotated(),
+            .online = online_,
+            .student = &student_model_,
+            .weights = &weights_,
+            .base = &scales(),
+            .prefix = &prefix_,
+            .teacher_prefix = &teacher_prefix_,
+            .train = &corpus_.train,
+            .held_out = &corpus_.held_out,
+            .held_out_teacher = teacher_.get(),
+            .checkpoint_seconds = settings_.checkpoint_seconds,
+            .resume = settings_.resume};
+  }
+
+  absl::StatusOr<TrainingRunResult> RunOne(TrainingRunInput input, const TrainOptions& options,
+                                           const char* what) {
+    if (!settings_.checkpoint_path.empty())
+      input.checkpoint_path =
+          absl::StrCat(settings_.checkpoint_path, options.round ? "" : ".control");
+    input.fingerprint = Fingerprint(options);
+    stop_.armed = true;
+    auto result = RunTraining(
+        input, options, *gemm_, pool_, stop_.requested,
+        [&](const std::string& line) { progress_.Say(line); },
+        [&](double share, const TrainPoint& point, const std::string& detail) {
+          progress_.Update(share, absl::StrCat(what, detail));
+          if (point.step == 0) return;  // the teacher's part
+          progress_.Training({.step = point.step,
+                              .tokens = point.tokens,
+                              .loss = point.loss,
+                              .gradient_norm = point.gradient_norm,
+                              .rate = point.rate,
+                              .held_out = point.held_out});
+        });
+    stop_.armed = false;
+    return result;
+  }
+
+  absl::Status Train() {
+    Enter(kTrain);
+    if (!trains()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(training_, RunOne(TrainingInput(), settings_.training, ""));
+    scales() = training_->scales;
+    prefix_ = training_->prefix;
+    const TrainState& state = training_->details.state;
+    progress_.Say(absl::StrFormat(
+        "trained %d steps (%s), best after %d: held-out %.5f -> %.5f, %.0f tokens/s", state.step,
+        training_->details.stop_reason, state.best_step, state.first_held_out, state.best_held_out,
+        training_->tokens_per_second));
+    statistics_ = TakeStatistics(&scales());
+    if (!settings_.int16_inputs || settings_.training.objective != Objective::kKl)
+      return absl::OkStatus();
+    // The sites again, with trained scales.
+    HeldOutMeasurer measurer(*teacher_, *student_, config(), prefix_, corpus_.held_out, pool_);
+    RETURN_IF_ERROR(DropWideSites(config(), statistics_, SiteOptions(), measurer, &sites_));
+    if (sites_.kl_end <= KlTarget(settings_.budget)) return absl::OkStatus();
+    ASSIGN_OR_RETURN(SiteSearchResult more,
+                     SearchWideSites(config(), statistics_, sites_.scales, SiteOptions(), measurer,
+                                     SiteProgress()));
+    more.chosen.insert(more.chosen.begin(), sites_.chosen.begin(), sites_.chosen.end());
+    more.kl_start = sites_.kl_start;
+    sites_ = std::move(more);
+    return absl::OkStatus();
+  }
+
+  // The adapted model's share of float training: the same gains in float, same text, same steps.
+  absl::Status TrainControl() {
+    Enter(kControl);
+    if (settings_.training.objective != Objective::kCe) return absl::OkStatus();
+    TrainOptions options = settings_.training;
+    options.round = false;
+    const Scales base = untrained_;
+    TrainingRunInput input = TrainingInput();
+    input.base = &base;
+    const FloatPrefix start = float_forward_->ComputePrefix(prefix_.token_ids);
+    input.prefix = &start;
+    ASSIGN_OR_RETURN(const TrainingRunResult control, RunOne(input, options, "float control: "));
+    return Measure("float_control", *float_forward_,
+                   {.prefix = &control.prefix, .scales = &control.scales, .round = false});
+  }
+
+  // Of everything that a training's result depends on.
+  std::string Fingerprint(const TrainOptions& o) const {
+    Sha256 digest;
+    digest.Update(absl::StrCat(FIXPOINT_VERSION, "|", checkpoint_.source_sha256, "|",
+                               corpus_.digest, "|", corpus_.train.count(), "|",
+                               corpus_.held_out.count(), "|", settings_.budget, "|",
+                               settings_.rotation.seed, "|", settings_.int16_inputs, "|", rounding_,
+                               "|", absl::StrJoin(prefix_.token_ids, ",")));
+    digest.Update(absl::StrCat("|", static_cast<int>(o.objective), "|",
+                               static_cast<int>(o.granularity), "|", static_cast<int>(o.vectors),
+                               "|", o.round, "|", o.scale_rate, "|", o.gain_rate, "|",
+                               o.prefix_rate, "|", o.steps, "|", o.batch_windows, "|",
+                               o.micro_windows, "|", o.clip_norm, "|", o.average_decay));
+    digest.Update(absl::StrCat("|", o.seed, "|", o.judge_every, "|", o.patience, "|",
+                               pool_.thread_count() > 0 ? Vec().name : "", "|",
+                               gemm_->fast_bf16()));
+    return digest.FinishHex();
   }
 
   absl::Status Quantize() {
     Enter(kQuantize);
-    ASSIGN_OR_RETURN(QuantizedModel quantized,
-                     QuantizeModel(rotated(), sites_.scales, statistics_.ranges, prefix_,
+    ASSIGN_OR_RETURN(bundle_.model,
+                     QuantizeModel(rotated(), weights_, scales(), statistics_.ranges, prefix_,
                                    online_.down_block, online_.qk_hadamard, pool_));
-    bundle_.model = std::move(quantized.model);
     return ValidateModel(bundle_.model);
   }
 
   absl::Status Verify() {
     Enter(kVerify);
-    simulation_model_ = MakeIntegerForwardModel(bundle_.model, rotated(), *gemm_, pool_);
-    FloatForward simulation(simulation_model_, *gemm_, pool_);
+    RETURN_IF_ERROR(Measure("static", *student_, {.prefix = &prefix_, .scales = &scales()}));
     CpuExecutorOptions options;
     options.threads = pool_.thread_count();
     options.max_step_tokens = options.max_step_logits = static_cast<int32_t>(kLogitRows);
@@ -198,57 +429,57 @@ class Calibration {
     absl::StatusOr<std::string> digest;
     RunOnFreshThread([&] { digest = GoldenDigest(*executor, GoldenPrompts(*tokenizer_)); });
     ASSIGN_OR_RETURN(bundle_.golden_digest, std::move(digest));
-    return MeasureHeldOut(simulation, *executor);
+    progress_.Update(0.4);
+    ExecutorLogits integer(*executor);
+    RETURN_IF_ERROR(Measure("integer", integer));
+    figures_.integer_kl_bos_mean = figures_.Find("integer").kl_mean;
+    figures_.float_prefix_perplexity = figures_.float_bos_perplexity;
+    if (prefix_.token_ids != StartTokens()) {
+      const FloatPrefix own = float_forward_->ComputePrefix(prefix_.token_ids);
+      RETURN_IF_ERROR(Measure("float_prefix", *float_forward_, {.prefix = &own}));
+      figures_.float_prefix_perplexity = figures_.Find("float_prefix").perplexity;
+    }
+    progress_.Update(0.8);
+    ASSIGN_OR_RETURN(samples_, WriteSamples({.tokenizer = tokenizer_.get(),
+                                             .chat_template = checkpoint_.chat_template,
+                                             .float_prefix = &teacher_prefix_,
+                                             .integer_prefix = &prefix_,
+                                             .float_forward = &*float_forward_,
+                                             .executor = executor.get()}));
+    return absl::OkStatus();
   }
 
-  absl::Status MeasureHeldOut(FloatForward& simulation, CpuExecutor& executor) {
-    ForwardLogits reference(*float_forward_, {.prefix = &prefix_});
-    // One after the other on the same forward pass: each is its own comparison.
-    ForwardLogits int8_weights(simulation, {.prefix = &prefix_});
-    ForwardLogits static_int8(simulation, {.prefix = &prefix_, .scales = &narrow_});
-    ForwardLogits with_sites(simulation, {.prefix = &prefix_, .scales = &sites_.scales});
-    ExecutorLogits integer(executor);
-    const std::pair<const char*, LogitSource*> models[] = {{"int8_weights", &int8_weights},
-                                                           {"static_int8", &static_int8},
-                                                           {"static", &with_sites},
-                                                           {"integer", &integer}};
-    ASSIGN_OR_RETURN(const std::unique_ptr<CachedLogits> teacher,
-                     CachedLogits::Create(reference, corpus_.held_out, pool_));
-    figures_.tokens = static_cast<int64_t>(corpus_.held_out.token_ids.size());
-    for (const auto& [name, source] : models) {
-      progress_.Update(0.2 + 0.15 * static_cast<double>(figures_.models.size()), name);
-      ASSIGN_OR_RETURN(const std::vector<Comparison> result,
-                       Compare(*teacher, {source}, corpus_.held_out, pool_));
-      figures_.float_prefix_perplexity = Perplexity(result[0].teacher_loss);
-      figures_.models.push_back({.name = name,
-                                 .perplexity = Perplexity(result[0].loss),
-                                 .relative = RelativeTo(result[0].teacher_loss, result[0].loss),
-                                 .kl_mean = result[0].kl_mean,
-                                 .top1_agreement = result[0].top1_agreement});
-    }
-    const std::vector<int32_t> bos = BosAlone(*tokenizer_);
-    figures_.float_bos_perplexity = figures_.float_prefix_perplexity;
-    figures_.integer_kl_bos_mean = figures_.Find("integer").kl_mean;
-    if (bos == prefix_.token_ids) return absl::OkStatus();
-    const FloatPrefix bos_prefix = float_forward_->ComputePrefix(bos);
-    ForwardLogits bos_reference(*float_forward_, {.prefix = &bos_prefix});
+  absl::Status Measure(const char* name, FloatForward& forward, const ForwardOptions& options) {
+    ForwardLogits source(forward, options);
+    return Measure(name, source);
+  }
+
+  absl::Status Measure(const char* name, LogitSource& source) {
     ASSIGN_OR_RETURN(const std::vector<Comparison> result,
-                     Compare(bos_reference, {&integer}, corpus_.held_out, pool_));
+                     Compare(*teacher_, {&source}, corpus_.held_out, pool_));
+    figures_.tokens = static_cast<int64_t>(corpus_.held_out.token_ids.size());
     figures_.float_bos_perplexity = Perplexity(result[0].teacher_loss);
-    figures_.integer_kl_bos_mean = result[0].kl_mean;
+    figures_.models.push_back({.name = name,
+                               .perplexity = Perplexity(result[0].loss),
+                               .relative = RelativeTo(result[0].teacher_loss, result[0].loss),
+                               .kl_mean = result[0].kl_mean,
+                               .top1_agreement = result[0].top1_agreement});
     return absl::OkStatus();
   }
 
   CalibrationResult Finish() {
     bundle_.tokenizer = checkpoint_.tokenizer;
     bundle_.chat_template = checkpoint_.chat_template;
+    if (training_) summary_ = Summarize();
     ProvenanceInput input{.checkpoint = &checkpoint_,
                           .source_name = source_name_,
                           .settings = &settings_,
                           .corpus = &corpus_,
-                          .scales = &sites_.scales,
+                          .scales = &scales(),
                           .online = online_,
                           .head_clip = head_clip_,
+                          .method = MethodUsed(),
+                          .training = summary_ ? &*summary_ : nullptr,
                           .sites = &sites_,
                           .figures = &figures_,
                           .durations = progress_.Durations(),
@@ -256,8 +487,66 @@ class Calibration {
                           .bf16 = gemm_->fast_bf16()};
     DescribeSites(&input);
     bundle_.provenance_json = WriteProvenance(input);
-    return {
-        .bundle = std::move(bundle_), .figures = std::move(figures_), .sites = std::move(sites_)};
+    ReportInput report{.provenance = &input,
+                       .tokenizer = tokenizer_.get(),
+                       .bundle = &bundle_,
+                       .untrained = &untrained_,
+                       .before = &first_statistics_,
+                       .after = &statistics_,
+                       .training = training_ ? &*training_ : nullptr,
+                       .prefix_search = &prefix_search_,
+                       .samples = &samples_};
+    return {.bundle = std::move(bundle_),
+            .report = MakeReport(report),
+            .figures = std::move(figures_),
+            .sites = std::move(sites_),
+            .training = std::move(summary_)};
+  }
+
+  Method MethodUsed() const {
+    const TrainOptions& o = settings_.training;
+    Method method;
+    method.objective = !trains() ? "none" : o.objective == Objective::kKl ? "kl" : "ce";
+    if (trains()) {
+      method.granularity = o.granularity == Granularity::kTensor ? "tensor" : "channel";
+      method.vectors = o.vectors == Vectors::kGain ? "gain" : "folded";
+    }
+    method.rounding = rounding_;
+    return method;
+  }
+
+  TrainingSummary Summarize() const {
+    const TrainOptions& o = settings_.training;
+    const TrainState& state = training_->details.state;
+    TrainingSummary s;
+    s.scale_learning_rate = o.scale_rate;
+    s.gain_learning_rate = o.granularity == Granularity::kChannel ? o.gain_rate : 0;
+    s.steps = state.step;
+    s.planned_steps = o.steps;
+    s.best_step = state.best_step;
+    s.tokens = state.step * o.batch_windows * corpus_.train.tokens;
+    s.step_windows = o.batch_windows;
+    s.micro_batch_windows = o.micro_windows;
+    s.window_tokens = corpus_.train.tokens;
+    s.seed = o.seed;
+    s.stopped_by = training_->details.stop_reason;
+    if (!state.points.empty()) {
+      s.loss_first = state.points.front().loss;
+      s.loss_last = state.points.back().loss;
+    }
+    s.held_out_kl_before = figures_.Find("untrained").kl_mean;
+    s.held_out_kl_after = figures_.Find("static").kl_mean;
+    s.seconds = training_->details.seconds;
+    s.tokens_per_second = training_->tokens_per_second;
+    if (o.objective == Objective::kCe) {
+      const HeldOutFigures::Model& control = figures_.Find("float_control");
+      s.control = FloatControl{
+          .perplexity = control.perplexity,
+          .relative_percent = control.relative.percent,
+          .standard_error_percent = control.relative.standard_error_percent,
+          .gap_percent = 100 * (figures_.Find("integer").perplexity / control.perplexity - 1)};
+    }
+    return s;
   }
 
   // The bundle's list of sites, and how much of the calibration text saturates at each.
@@ -266,53 +555,62 @@ class Calibration {
                          const MagnitudeHistogram& histogram) {
       bundle_.sites.push_back({.name = name,
                                .bits = site.wide ? 16 : 8,
-                               .granularity = "tensor",
+                               .granularity = site.gain.empty() ? "tensor" : "channel",
                                .scale = absl::StrFormat("%.9g", site.scale)});
       input->saturation.push_back({name, histogram.ShareAbove(127.5 * site.scale)});
     };
-    const auto add_heads = [&](const std::string& name, const std::vector<double>& scales) {
+    const auto add_heads = [&](const std::string& name, const std::vector<double>& scales,
+                               const std::vector<float>& gain) {
       bundle_.sites.push_back(
           {.name = name,
            .bits = 8,
-           .granularity = "head",
+           .granularity = gain.empty() ? "head" : "channel",
            .scale = absl::StrFormat("%.9g", *std::max_element(scales.begin(), scales.end()))});
     };
     const int32_t layers = config().num_hidden_layers;
     for (int32_t i = 0; i < layers; ++i) {
-      const LayerScales& s = sites_.scales.layers[i];
+      const LayerScales& s = scales().layers[i];
       for (int32_t j = 0; j < kLayerLinearSites; ++j) {
         const LayerSite site = static_cast<LayerSite>(j);
         add(SiteName({i, site}, layers), s.linear(site), statistics_.layers[i].linear[j]);
       }
-      add_heads(absl::StrCat("layers.", i, ".q"), s.q);
-      add_heads(absl::StrCat("layers.", i, ".k"), s.k);
-      add_heads(absl::StrCat("layers.", i, ".v"), s.v);
+      add_heads(absl::StrCat("layers.", i, ".q"), s.q, s.q_gain);
+      add_heads(absl::StrCat("layers.", i, ".k"), s.k, s.k_gain);
+      add_heads(absl::StrCat("layers.", i, ".v"), s.v, s.v_gain);
     }
-    add("head_in", sites_.scales.head_in, statistics_.head_in);
+    add("head_in", scales().head_in, statistics_.head_in);
   }
 
-  Checkpoint checkpoint_;  // the model is rotated in place
+  Checkpoint checkpoint_;  // the model is folded and rotated in place
   const std::string source_name_;
   const CalibrationSettings& settings_;
   ThreadPool& pool_;
   Progress& progress_;
   const size_t first_stage_;
+  StopSignal& stop_;
   const std::unique_ptr<FloatGemm> gemm_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  Corpus corpus_;
+  std::unique_ptr<CachedLogits> teacher_;  // float behind BOS alone, on the held-out text
 
   OnlineTransforms online_;
   ForwardModel float_model_;
   std::optional<FloatForward> float_forward_;
-  FloatPrefix prefix_;
-  Corpus corpus_;
-  ForwardModel weights_model_;  // int8 weights, for statistics and search
-  std::optional<FloatForward> weights_forward_;
-  Statistics statistics_;
+  FloatPrefix teacher_prefix_, prefix_;
+  PrefixSearchResult prefix_search_;
+  IntegerWeights weights_;
+  ForwardModel student_model_;  // of weights_
+  std::optional<FloatForward> student_;
+  Statistics first_statistics_, statistics_;
   std::string head_clip_;
-  Scales narrow_;  // all sites int8
-  SiteSearchResult sites_;
-  ForwardModel simulation_model_;
+  SiteSearchResult sites_;  // with the scales at hand
+  int32_t refined_sites_ = 0;
+  Scales untrained_;
+  std::string rounding_ = "nearest";
+  std::optional<TrainingRunResult> training_;
+  std::optional<TrainingSummary> summary_;
   HeldOutFigures figures_;
+  std::vector<ReportSample> samples_;
   Bundle bundle_;
 };
 
@@ -320,9 +618,22 @@ class Calibration {
 
 double KlTarget(double budget) { return 1.2 * std::log1p(budget); }
 
-std::vector<Progress::Stage> CalibrationStages() {
-  return {{"rotate", 3},       {"text", 25},    {"statistics", 12}, {"scales", 8},
-          {"int16 sites", 80}, {"quantize", 6}, {"verify", 25}};
+std::vector<Progress::Stage> CalibrationStages(const CalibrationSettings& settings) {
+  // Rough seconds for SmolLM2-135M on two cores.
+  const double step = settings.training.objective == Objective::kNone
+                          ? 0
+                          : 2.5 * settings.training.batch_windows / 4.0 * settings.training.steps;
+  const double control = settings.training.objective == Objective::kCe ? step : 0;
+  return {{"text", settings.corpus_files.empty() ? 400.0 : 45.0},
+          {"rotate", settings.prefix_search ? 60.0 : 20.0},
+          {"statistics", 30},
+          {"scales", 10},
+          {"int16 sites", settings.int16_inputs ? 120.0 : 30.0},
+          {"weights", settings.gptq ? 60.0 : 1.0},
+          {"train", step > 0 ? 90 + step : 1},
+          {"float control", control},
+          {"quantize", 6},
+          {"verify", 25}};
 }
 
 const HeldOutFigures::Model& HeldOutFigures::Find(const std::string& name) const {
@@ -334,8 +645,11 @@ const HeldOutFigures::Model& HeldOutFigures::Find(const std::string& name) const
 
 absl::StatusOr<CalibrationResult> Calibrate(Checkpoint checkpoint, const std::string& source_name,
                                             const CalibrationSettings& settings, ThreadPool& pool,
-                                            Progress& progress, size_t first_stage) {
-  return Calibration(std::move(checkpoint), source_name, settings, pool, progress, first_stage)
+                                            Progress& progress, size_t first_stage,
+                                            StopSignal& stop) {
+  ASSIGN_OR_RETURN(std::unique_ptr<FloatGemm> gemm, CreateGemm(settings.device, pool));
+  return Calibration(std::move(checkpoint), source_name, settings, std::move(gemm), pool, progress,
+                     first_stage, stop)
       .Run();
 }
 

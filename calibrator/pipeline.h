@@ -2,7 +2,9 @@
 // integers, measurements.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,8 +15,13 @@
 #include "calibrator/float_model.h"
 #include "calibrator/progress.h"
 #include "calibrator/ranges.h"
+#include "calibrator/report/report.h"
 #include "calibrator/rotate.h"
 #include "calibrator/site_search.h"
+#include "calibrator/train/stop_signal.h"
+#include "calibrator/train/trainer.h"
+#include "calibrator/train/training_run.h"
+#include "calibrator/training_summary.h"
 
 namespace fixpoint {
 
@@ -23,9 +30,18 @@ struct CalibrationSettings {
   double budget = 0.01;                   // perplexity allowed over float, as a fraction
   uint64_t seed = 0;
   RotationOptions rotation;
-  CorpusLimits file_windows{.max_train = 96, .max_held_out = 8};
+  CorpusLimits file_windows{.max_train = 400, .max_held_out = 16};
   CorpusLimits own_windows{.max_train = 48, .max_held_out = 8};
-  SiteSearchOptions sites;  // kl_target is derived from the budget
+  int32_t statistics_windows = 96;  // of the training windows, evenly
+  SiteSearchOptions sites;          // kl_target is derived from the budget
+  bool int16_inputs = true;         // false: every input stays int8
+  bool gptq = true;                 // weights rounded with second moments, else to nearest
+  bool prefix_search = true;
+  TrainOptions training;
+  std::string checkpoint_path;  // of the training; empty: none
+  double checkpoint_seconds = 60;
+  bool resume = false;
+  std::string device = "cpu";  // of the float products, see gemm_device.h
 };
 
 // Mean KL that a budget of perplexity allows. KL and the rise of the loss are close to each other;
@@ -33,7 +49,7 @@ struct CalibrationSettings {
 double KlTarget(double budget);
 
 // The stages of Calibrate behind the import, to be appended to the caller's own.
-std::vector<Progress::Stage> CalibrationStages();
+std::vector<Progress::Stage> CalibrationStages(const CalibrationSettings& settings);
 
 // Figures on held-out text, against the float model behind the same prefix where nothing else is
 // said.
@@ -55,14 +71,17 @@ struct HeldOutFigures {
 
 struct CalibrationResult {
   Bundle bundle;  // complete but for the durations of writing
+  ReportData report;
   HeldOutFigures figures;
   SiteSearchResult sites;
+  std::optional<TrainingSummary> training;
 };
 
 // `first_stage`: index of the first of CalibrationStages() in `progress`. Uses about twice the
 // float32 weights of memory. `source_name` is what the provenance calls the checkpoint.
 absl::StatusOr<CalibrationResult> Calibrate(Checkpoint checkpoint, const std::string& source_name,
                                             const CalibrationSettings& settings, ThreadPool& pool,
-                                            Progress& progress, size_t first_stage);
+                                            Progress& progress, size_t first_stage,
+                                            StopSignal& stop);
 
 }  // namespace fixpoint

@@ -34,6 +34,9 @@ CalibrationSettings SmallSettings() {
   settings.rotation.seed = 5;
   settings.own_windows = {.max_train = 4, .max_held_out = 2};
   settings.sites.candidates = 6;
+  settings.training.steps = 6;
+  settings.training.judge_every = 3;
+  settings.training.warmup_steps = 1;
   return settings;
 }
 
@@ -41,8 +44,9 @@ absl::StatusOr<CalibrationResult> CalibrateTiny(const CalibrationSettings& setti
                                                 Checkpoint checkpoint = TinyCheckpoint()) {
   ThreadPool pool(2);
   const std::unique_ptr<Progress> progress =
-      CreateProgress(ProgressKind::kNone, CalibrationStages());
-  return Calibrate(std::move(checkpoint), "tiny.gguf", settings, pool, *progress, 0);
+      CreateProgress(ProgressKind::kNone, CalibrationStages(settings));
+  StopSignal stop;
+  return Calibrate(std::move(checkpoint), "tiny.gguf", settings, pool, *progress, 0, stop);
 }
 
 TEST(PipelineTest, FromCheckpointToVerifiedBundle) {
@@ -67,7 +71,9 @@ TEST(PipelineTest, FromCheckpointToVerifiedBundle) {
   EXPECT_LT(f.Find("int8_weights").kl_mean, integer.kl_mean);
   // What the simulation leaves out (14-bit softmax, 16-bit intermediates) is small beside what it
   // has.
-  EXPECT_NEAR(integer.kl_mean / simulation.kl_mean, 1, 0.1);
+  // Two random models with the same noise differ by its own statistical spread too, and what the
+  // engine adds (some 1e-5) does not shrink with it.
+  EXPECT_NEAR(integer.kl_mean, simulation.kl_mean, 0.1 * simulation.kl_mean + 3e-5);
   EXPECT_NEAR(integer.perplexity / simulation.perplexity, 1, 0.002);
   EXPECT_EQ(f.integer_kl_bos_mean, integer.kl_mean);  // the prefix is BOS alone
 }

@@ -32,6 +32,34 @@ std::vector<int32_t> TemplateOpening(const Tokenizer& tokenizer, const std::stri
 
 }  // namespace
 
+std::vector<int32_t> ConstantOpening(const Tokenizer& tokenizer, const std::string& chat_template) {
+  // With and without a system message: what both have in common stands in front of every chat.
+  std::vector<int32_t> common;
+  for (const bool with_system : {false, true}) {
+    std::vector<Value> messages;
+    const auto add = [&](const char* role, const char* content) {
+      DictValue message;
+      message.Set("role", Value::String(role));
+      message.Set("content", Value::String(content));
+      messages.push_back(Value::Dict(std::move(message)));
+    };
+    if (with_system) add("system", "x");
+    add("user", "x");
+    const absl::StatusOr<std::vector<TextSegment>> segments =
+        RenderChat(chat_template, &tokenizer, {.messages = Value::List(std::move(messages))});
+    if (!segments.ok()) return {};
+    const std::vector<int32_t> ids = tokenizer.EncodeSegments(*segments);
+    if (!with_system) {
+      common = ids;
+      continue;
+    }
+    size_t same = 0;
+    while (same < std::min(common.size(), ids.size()) && common[same] == ids[same]) ++same;
+    common.resize(same);
+  }
+  return common;
+}
+
 std::vector<int32_t> BosAlone(const Tokenizer& tokenizer) {
   if (tokenizer.spec().bos_id < 0) return {};
   return {tokenizer.spec().bos_id};

@@ -14,6 +14,10 @@ namespace fixpoint {
 // template starts every conversation. Empty when the model has neither.
 std::vector<int32_t> ChoosePrefix(const Tokenizer& tokenizer, const std::string& chat_template);
 
+// The tokens with which the chat template starts every conversation, whatever its messages. Empty
+// without a usable template.
+std::vector<int32_t> ConstantOpening(const Tokenizer& tokenizer, const std::string& chat_template);
+
 // What "float" is measured behind in evaluations: the beginning-of-sequence token alone, or
 // nothing.
 std::vector<int32_t> BosAlone(const Tokenizer& tokenizer);

@@ -81,6 +81,19 @@ class JsonProgress : public Progress {
     Print(&json);
   }
 
+  void Training(const TrainingStep& t) override {
+    JsonWriter json;
+    json.BeginObject();
+    json.Field("step", t.step);
+    json.Field("tokens", t.tokens);
+    json.Field("loss", t.loss);
+    json.Field("gradient_norm", t.gradient_norm);
+    json.Field("rate", t.rate);
+    if (t.held_out >= 0) json.Field("held_out", t.held_out);
+    json.EndObject();
+    Print(&json);
+  }
+
   void Finish() override {}
 
  private:

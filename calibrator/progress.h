@@ -30,6 +30,13 @@ class Progress {
   void Update(double fraction, absl::string_view detail = "");
   // A line for the user that stays: a measured figure, a warning.
   virtual void Say(absl::string_view line) = 0;
+  // One step of training: a line of its own in JSON, part of the bar's text otherwise.
+  struct TrainingStep {
+    int64_t step = 0, tokens = 0;
+    double loss = 0, gradient_norm = 0, rate = 0;
+    double held_out = -1;  // negative: not measured
+  };
+  virtual void Training(const TrainingStep&) {}
   // All is done (or given up): leaves the terminal clean. Called by the destructor's owner at the
   // end.
   virtual void Finish() = 0;

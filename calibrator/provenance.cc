@@ -1,9 +1,12 @@
 #include "calibrator/provenance.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/check.h"
 #include "base/json_writer.h"
 #include "base/status_macros.h"
 #include "bundle/format.h"
@@ -14,6 +17,21 @@ namespace fixpoint {
 namespace {
 
 constexpr size_t kMaxProvenanceDepth = 16;
+
+struct MethodField {
+  const char* key;
+  std::string Method::*member;
+  std::vector<absl::string_view> values;
+  bool Knows(absl::string_view value) const {
+    return std::find(values.begin(), values.end(), value) != values.end();
+  }
+};
+const MethodField kMethodFields[] = {
+    {"objective", &Method::objective, {"none", "kl", "ce"}},
+    {"granularity", &Method::granularity, {"tensor", "channel"}},
+    {"vectors", &Method::vectors, {"gain", "folded"}},
+    {"rounding", &Method::rounding, {"nearest", "gptq"}},
+};
 
 void WriteDoubles(const char* key, const std::vector<double>& values, JsonWriter* json) {
   json->Key(key);
@@ -76,7 +94,11 @@ void WriteSettings(const ProvenanceInput& in, JsonWriter* json) {
   json->BeginObject();
   json->Field("budget", in.settings->budget);
   json->Field("seed", in.settings->seed);
-  json->Field("granularity", "tensor");
+  for (const MethodField& field : kMethodFields) {
+    const std::string& value = in.method.*field.member;
+    CHECK(field.Knows(value)) << field.key << " '" << value << "'";
+    json->Field(field.key, value);
+  }
   json->Field("head_clip", in.head_clip);
   json->Key("rotation");
   json->BeginObject();
@@ -86,6 +108,38 @@ void WriteSettings(const ProvenanceInput& in, JsonWriter* json) {
   json->Field("qk_hadamard", in.online.qk_hadamard);
   json->Field("down_hadamard_block", int64_t{in.online.down_block});
   json->EndObject();
+  json->EndObject();
+}
+
+void WriteTraining(const TrainingSummary& t, JsonWriter* json) {
+  json->Key("training");
+  json->BeginObject();
+  json->Field("scale_learning_rate", t.scale_learning_rate);
+  json->Field("gain_learning_rate", t.gain_learning_rate);
+  json->Field("steps", t.steps);
+  json->Field("planned_steps", t.planned_steps);
+  json->Field("best_step", t.best_step);
+  json->Field("tokens", t.tokens);
+  json->Field("step_windows", t.step_windows);
+  json->Field("micro_batch_windows", t.micro_batch_windows);
+  json->Field("window_tokens", t.window_tokens);
+  json->Field("seed", t.seed);
+  json->Field("stopped_by", t.stopped_by);
+  json->Field("loss_first", t.loss_first);
+  json->Field("loss_last", t.loss_last);
+  json->Field("held_out_kl_before", t.held_out_kl_before);
+  json->Field("held_out_kl_after", t.held_out_kl_after);
+  json->Field("seconds", t.seconds);
+  json->Field("tokens_per_second", t.tokens_per_second);
+  if (t.control) {
+    json->Key("float_control");
+    json->BeginObject();
+    json->Field("perplexity", t.control->perplexity);
+    json->Field("relative_percent", t.control->relative_percent);
+    json->Field("standard_error_percent", t.control->standard_error_percent);
+    json->Field("gap_percent", t.control->gap_percent);
+    json->EndObject();
+  }
   json->EndObject();
 }
 
@@ -158,6 +212,7 @@ std::string WriteProvenance(const ProvenanceInput& in) {
   WriteCorpus(*in.corpus, &json);
   WriteSettings(in, &json);
   WriteFigures(*in.figures, &json);
+  if (in.training) WriteTraining(*in.training, &json);
   WriteSites(*in.sites, &json);
   WriteRun(in, &json);
   json.Key("scales");
@@ -196,6 +251,20 @@ absl::StatusOr<JsonObject> RequireObject(const JsonObject& object, absl::string_
   ASSIGN_OR_RETURN(std::optional<JsonObject> value, object.FindObject(key));
   if (!value) return object.Error(key, "is missing");
   return *std::move(value);
+}
+
+absl::StatusOr<Method> ReadMethod(const JsonObject& settings) {
+  Method method;
+  for (const MethodField& field : kMethodFields) {
+    ASSIGN_OR_RETURN(const std::optional<std::string> value, settings.FindString(field.key));
+    if (!value) continue;
+    if (!field.Knows(*value)) {
+      return settings.Error(field.key, absl::StrCat("is '", *value, "', known are ",
+                                                    absl::StrJoin(field.values, ", ")));
+    }
+    method.*field.member = *value;
+  }
+  return method;
 }
 
 absl::StatusOr<LinearSite> ReadSite(const JsonObject& parent, absl::string_view key) {
@@ -259,6 +328,7 @@ absl::StatusOr<ProvenanceSource> ReadProvenance(const std::string& json) {
   ASSIGN_OR_RETURN(result.name, RequireString(source, "name"));
   ASSIGN_OR_RETURN(result.sha256, RequireString(source, "sha256"));
   ASSIGN_OR_RETURN(const JsonObject settings, RequireObject(root, "settings"));
+  ASSIGN_OR_RETURN(result.method, ReadMethod(settings));
   ASSIGN_OR_RETURN(const JsonObject rotation, RequireObject(settings, "rotation"));
   ASSIGN_OR_RETURN(const int64_t seed, RequireInt(rotation, "seed"));
   result.rotation.seed = static_cast<uint64_t>(seed);

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "calibrator/calibration.h"
 #include "calibrator/pipeline.h"
+#include "calibrator/training_summary.h"
 
 namespace fixpoint {
 
@@ -18,14 +19,24 @@ struct Saturation {
   double share = 0;
 };
 
+// How scales and weights were found. Each field has the values that stand beside it, no others.
+struct Method {
+  std::string objective = "none";      // "none" (not trained), "kl", "ce"
+  std::string granularity = "tensor";  // "tensor", "channel": what a linear site has one scale for
+  std::string vectors = "gain";      // what a channel's scale is: "gain", or "folded" into weights
+  std::string rounding = "nearest";  // of weights: "nearest", "gptq"
+};
+
 struct ProvenanceInput {
   const Checkpoint* checkpoint = nullptr;  // weights are not read
   std::string source_name;                 // base name of the path
   const CalibrationSettings* settings = nullptr;
   const Corpus* corpus = nullptr;
-  const Scales* scales = nullptr;
+  const Scales* scales = nullptr;  // gains are not written: they are in the multipliers
   OnlineTransforms online;
   std::string head_clip;  // "max" or "mse"
+  Method method;
+  const TrainingSummary* training = nullptr;  // null: not trained
   const SiteSearchResult* sites = nullptr;
   const HeldOutFigures* figures = nullptr;
   std::vector<Saturation> saturation;
@@ -34,16 +45,19 @@ struct ProvenanceInput {
   bool bf16 = false;
 };
 
+// Method has known values (CHECK).
 std::string WriteProvenance(const ProvenanceInput& input);
 
 // What is needed to measure a bundle against its source again.
 struct ProvenanceSource {
   std::string name, sha256;
   RotationOptions rotation;
-  Scales scales;
+  Method method;  // what older provenance does not say has the default
+  Scales scales;  // without gains
 };
 
-// INVALID_ARGUMENT when the text is not the provenance of this calibrator.
+// INVALID_ARGUMENT when the text is not the provenance of this calibrator, or holds a value that
+// this version does not know.
 absl::StatusOr<ProvenanceSource> ReadProvenance(const std::string& json);
 
 }  // namespace fixpoint

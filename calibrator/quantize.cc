@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "calibrator/check_scales.h"
 #include "kernels/ops.h"
 
 namespace fixpoint {
@@ -48,73 +49,72 @@ absl::StatusOr<int32_t> MultiplierShift(double ratio, const std::string& what) {
   return k;
 }
 
-// A multiplier for `ratio`. Small ones are rounded up: a weight step that is a little too large
-// wastes range, one that is too small would clip the row.
-int16_t NarrowMultiplier(double ratio, int32_t shift) {
-  const double exact = std::ldexp(ratio, shift);
-  const double rounded = exact < 64 ? std::ceil(exact) : std::nearbyint(exact);
-  return static_cast<int16_t>(std::clamp(rounded, 1.0, kMaxInt16));
-}
-
 double MaxOf(const std::vector<float>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
 }
 
-// Rows of float weights seen through the scales of their input columns: element (r, c) counts as
-// data[r][c] * column[c].
-struct WeightRows {
-  const Matrix* matrix;
-  const std::vector<double>* column_scale = nullptr;  // relative to the site's scale; null: all 1
-};
-
-float ScaledWeight(const WeightRows& w, int64_t row, int64_t column) {
-  const float value = w.matrix->row(row)[column];
-  return w.column_scale ? static_cast<float>(value * (*w.column_scale)[column]) : value;
+double LargestOf(const std::vector<double>& values) {
+  return *std::max_element(values.begin(), values.end());
 }
 
-// Step of an int8 row: the clip with the least squared error among the row's maximum and a few
-// values below it.
-double RowStep(const WeightRows& w, int64_t row) {
-  const int64_t depth = w.matrix->cols;
-  float largest = 0;
-  for (int64_t c = 0; c < depth; ++c)
-    largest = std::max(largest, std::fabs(ScaledWeight(w, row, c)));
-  if (largest == 0) return 1e-8;
-  double best_step = largest / 127.0;
-  double best_error = HUGE_VAL;
-  for (const float factor : {1.0f, 0.95f, 0.9f, 0.85f, 0.8f}) {
-    const float step = largest * factor / 127.0f;
-    const float inverse = 1.0f / step;
-    float error = 0;
-    for (int64_t c = 0; c < depth; ++c) {
-      const float x = ScaledWeight(w, row, c);
-      const float q = std::clamp(std::nearbyintf(x * inverse), -127.0f, 127.0f);
-      error += (x - q * step) * (x - q * step);
-    }
-    if (error < best_error) {
-      best_error = error;
-      best_step = step;
-    }
+// Multipliers round(ratio * 2^(p + k)) with the largest k at which all fit, at least 1.
+absl::Status SetMultipliers(const std::vector<double>& ratios, int32_t p, const std::string& what,
+                            int32_t* k, std::vector<int16_t>* multipliers) {
+  ASSIGN_OR_RETURN(*k, MultiplierShift(std::ldexp(LargestOf(ratios), p), what));
+  multipliers->resize(ratios.size());
+  for (size_t i = 0; i < ratios.size(); ++i) {
+    const double exact = std::ldexp(ratios[i], p + *k);
+    (*multipliers)[i] = static_cast<int16_t>(std::clamp(std::nearbyint(exact), 1.0, kMaxInt16));
   }
-  return best_step;
+  return absl::OkStatus();
 }
 
-void QuantizeRow(const WeightRows& w, int64_t row, double step, int8_t* out) {
-  const float inverse = static_cast<float>(1.0 / step);
-  for (int64_t c = 0; c < w.matrix->cols; ++c) {
-    out[c] = static_cast<int8_t>(
-        std::clamp(std::nearbyintf(ScaledWeight(w, row, c) * inverse), -127.0f, 127.0f));
+// Real value of one int8 step in each channel, in front of the gain: scale / gain.
+std::vector<double> ChannelUnits(const LinearSite& site, int64_t channels) {
+  std::vector<double> units(channels, site.scale);
+  for (size_t i = 0; i < site.gain.size(); ++i) units[i] /= site.gain[i];
+  return units;
+}
+std::vector<double> ChannelUnits(const std::vector<double>& head_scales,
+                                 const std::vector<float>& gain, int32_t head_dim) {
+  std::vector<double> units;
+  for (const double scale : head_scales) units.insert(units.end(), head_dim, scale);
+  for (size_t i = 0; i < gain.size(); ++i) units[i] /= gain[i];
+  return units;
+}
+
+// Ratios of `from` to the units of a site, whose steps are a 256th when it is wide.
+std::vector<double> Ratios(double from, const std::vector<double>& units, bool wide) {
+  std::vector<double> ratios;
+  for (const double unit : units) ratios.push_back(from * (wide ? 256 : 1) / unit);
+  return ratios;
+}
+
+absl::Status CheckWeights(const char* what, const Matrix& matrix, const IntegerLinear& w) {
+  if (w.outputs == matrix.rows && w.depth == matrix.cols &&
+      static_cast<int64_t>(w.steps.size()) == w.outputs &&
+      static_cast<int64_t>(w.values.size()) == w.outputs * w.depth) {
+    return absl::OkStatus();
   }
+  return absl::InvalidArgumentError(absl::StrCat(what, ": integers of shape [", w.outputs, ", ",
+                                                 w.depth, "] with ", w.steps.size(), " steps and ",
+                                                 w.values.size(), " values for a matrix [",
+                                                 matrix.rows, ", ", matrix.cols, "]"));
 }
 
 class Quantizer {
  public:
-  Quantizer(const FloatModel& rotated, const Scales& scales, const Ranges& ranges,
-            const FloatPrefix& prefix, int32_t down_hadamard_block, bool qk_hadamard,
-            ThreadPool& pool)
-      : rotated_(rotated), scales_(scales), ranges_(ranges), prefix_(prefix), pool_(pool) {
+  Quantizer(const FloatModel& rotated, const IntegerWeights& weights, const Scales& scales,
+            const Ranges& ranges, const FloatPrefix& prefix, int32_t down_hadamard_block,
+            bool qk_hadamard, ThreadPool& pool)
+      : rotated_(rotated),
+        weights_(weights),
+        scales_(scales),
+        ranges_(ranges),
+        prefix_(prefix),
+        pool_(pool) {
     const FloatConfig& f = rotated.config;
-    ModelConfig& c = model().config;
+    ModelConfig& c = model_.config;
     c.hidden_size = f.hidden_size;
     c.intermediate_size = f.intermediate_size;
     c.num_hidden_layers = f.num_hidden_layers;
@@ -125,30 +125,48 @@ class Quantizer {
     c.max_position_embeddings = std::min(f.max_position_embeddings, kMaxContext);
     c.down_hadamard_block = down_hadamard_block;
     c.qk_hadamard = qk_hadamard;
-    model().prefix_token_ids = prefix.token_ids;
+    model_.prefix_token_ids = prefix.token_ids;
   }
 
-  absl::StatusOr<QuantizedModel> Run() {
+  absl::StatusOr<IntegerModel> Run() {
+    RETURN_IF_ERROR(Check());
     RETURN_IF_ERROR(ChooseFixedPoints());
     FillRope();
     RETURN_IF_ERROR(QuantizeEmbedding());
-    model().layers.resize(rotated_.layers.size());
-    result_.steps.layers.resize(rotated_.layers.size());
+    model_.layers.resize(rotated_.layers.size());
     for (size_t i = 0; i < rotated_.layers.size(); ++i) {
       RETURN_IF_ERROR(Annotate(QuantizeAttention(i), absl::StrCat("layer ", i)));
       RETURN_IF_ERROR(Annotate(QuantizeMlp(i), absl::StrCat("layer ", i)));
     }
     RETURN_IF_ERROR(QuantizeHead());
-    return std::move(result_);
+    return std::move(model_);
   }
 
  private:
-  IntegerModel& model() { return result_.model; }
-  const ModelConfig& config() const { return result_.model.config; }
+  const ModelConfig& config() const { return model_.config; }
   double residual_unit() const { return std::ldexp(1.0, -config().residual_fraction_bits); }
 
+  absl::Status Check() const {
+    const size_t layers = rotated_.layers.size();
+    if (ranges_.layers.size() != layers || weights_.layers.size() != layers ||
+        (prefix_.size() > 0 && prefix_.layers.size() != layers)) {
+      return absl::InvalidArgumentError("weights, ranges and prefix must have one entry per layer");
+    }
+    RETURN_IF_ERROR(CheckScales(config(), scales_));
+    RETURN_IF_ERROR(CheckWeights("embedding", rotated_.embedding, weights_.embedding));
+    RETURN_IF_ERROR(CheckWeights("head", rotated_.head_or_embedding(), weights_.head));
+    for (size_t i = 0; i < layers; ++i) {
+      for (const LayerLinear& linear : kLayerLinears) {
+        RETURN_IF_ERROR(Annotate(CheckWeights(linear.name, rotated_.layers[i].*linear.weights,
+                                              weights_.layers[i].*linear.integers),
+                                 absl::StrCat("layer ", i)));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status ChooseFixedPoints() {
-    ModelConfig& c = model().config;
+    ModelConfig& c = model_.config;
     if (!(ranges_.residual > 0))
       return absl::InvalidArgumentError("residual range is not positive");
     c.residual_fraction_bits = std::min(
@@ -173,99 +191,71 @@ class Quantizer {
   void FillRope() {
     const ModelConfig& c = config();
     const int32_t half = c.head_dim / 2;
-    model().rope_cos.resize(static_cast<size_t>(c.max_position_embeddings) * half);
-    model().rope_sin.resize(model().rope_cos.size());
+    model_.rope_cos.resize(static_cast<size_t>(c.max_position_embeddings) * half);
+    model_.rope_sin.resize(model_.rope_cos.size());
     pool_.ParallelFor(c.max_position_embeddings, 64, [&](int64_t begin, int64_t end, int) {
       for (int64_t position = begin; position < end; ++position) {
         for (int32_t i = 0; i < half; ++i) {
           const double angle = position * rotated_.rope_inverse_frequency[i];
-          model().rope_cos[position * half + i] =
+          model_.rope_cos[position * half + i] =
               static_cast<int16_t>(std::nearbyint(16384 * std::cos(angle)));
-          model().rope_sin[position * half + i] =
+          model_.rope_sin[position * half + i] =
               static_cast<int16_t>(std::nearbyint(16384 * std::sin(angle)));
         }
       }
     });
   }
 
-  // RMSNorm that feeds `site`. Sets *scale to the site's exact scale, which the rounded multiplier
-  // decides.
-  absl::Status QuantizeNorm(const LinearSite& site, const std::string& what, Norm* norm,
-                            double* scale) {
-    const ModelConfig& c = config();
+  // RMSNorm that feeds `site`.
+  absl::Status QuantizeNorm(const LinearSite& site, const std::string& what, Norm* norm) const {
+    const int32_t hidden = config().hidden_size;
+    const double root = std::sqrt(hidden);
+    const std::vector<double> units = ChannelUnits(site, hidden);
     // A normalised value is at most sqrt(hidden), and t = value * 2^fraction_bits / sqrt(hidden). t
-    // should reach 32767 just above the site's clip: finest steps, and what saturates earlier would
-    // have been clipped anyway.
-    const double clip = 127.5 * site.scale / std::sqrt(c.hidden_size);
+    // should reach 32767 just above the largest value that is not clipped, which is that of the
+    // channel with the smallest gain: finest steps, and what saturates earlier would have been
+    // clipped anyway. With 15 bits t reaches it nowhere.
+    const double clip = 127.5 * LargestOf(units) / root;
     norm->fraction_bits = 30;
-    while (norm->fraction_bits > 8 && std::ldexp(clip, norm->fraction_bits) > kMaxInt16)
+    while (norm->fraction_bits > 15 && std::ldexp(clip, norm->fraction_bits) > kMaxInt16)
       --norm->fraction_bits;
-    const double ratio = std::sqrt(c.hidden_size) / (std::ldexp(site.scale, norm->fraction_bits)) *
-                         (site.wide ? 256 : 1);
-    ASSIGN_OR_RETURN(norm->k, MultiplierShift(ratio, what));
-    const int16_t multiplier = NarrowMultiplier(ratio, norm->k);
     norm->wide = site.wide;
-    norm->multipliers.assign(c.hidden_size, multiplier);
-    *scale = site.scale * ratio / std::ldexp(multiplier, -norm->k);
-    return absl::OkStatus();
+    return SetMultipliers(Ratios(std::ldexp(root, -norm->fraction_bits), units, site.wide), 0, what,
+                          &norm->k, &norm->multipliers);
   }
 
-  // Int8 weights for given steps, appended to `linear`.
-  void AppendRows(const WeightRows& w, const std::vector<double>& steps, LinearWeights* linear) {
-    const int64_t first = linear->outputs;
-    linear->depth = static_cast<int32_t>(w.matrix->cols);
-    linear->outputs += static_cast<int32_t>(w.matrix->rows);
-    linear->weights.resize(static_cast<size_t>(linear->outputs) * linear->depth);
-    pool_.ParallelFor(w.matrix->rows, 16, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) {
-        QuantizeRow(w, r, steps[r], linear->weights.data() + (first + r) * linear->depth);
-      }
-    });
+  static void AppendRows(const IntegerLinear& w, LinearWeights* linear) {
+    linear->depth = static_cast<int32_t>(w.depth);
+    linear->outputs += static_cast<int32_t>(w.outputs);
+    linear->weights.insert(linear->weights.end(), w.values.begin(), w.values.end());
   }
 
-  std::vector<double> RowSteps(const WeightRows& w) {
-    std::vector<double> steps(w.matrix->rows);
-    pool_.ParallelFor(w.matrix->rows, 16, [&](int64_t begin, int64_t end, int) {
-      for (int64_t r = begin; r < end; ++r) steps[r] = RowStep(w, r);
-    });
-    return steps;
-  }
-
-  // A projection whose accumulator goes through a narrow requantize to scale out_scale[row]. The
-  // multipliers are rounded first and the weight steps derived from them, so the rounding costs
-  // nothing.
-  absl::Status AppendNarrowLinear(const WeightRows& w, const std::vector<float>& bias,
+  // A projection whose accumulator, acc * in_scale * steps[r], goes through a narrow requantize to
+  // steps of units[r].
+  absl::Status AppendNarrowLinear(const IntegerLinear& w, const std::vector<float>& bias,
                                   const std::vector<float>& range, double in_scale,
-                                  const std::vector<double>& out_scale, const std::string& what,
-                                  LinearWeights* linear, NarrowRequantize* requantize,
-                                  std::vector<double>* all_steps) {
-    std::vector<double> steps = RowSteps(w);
+                                  const std::vector<double>& units, const std::string& what,
+                                  LinearWeights* linear, NarrowRequantize* requantize) const {
     double largest_acc = 0;
-    double largest_ratio = 0;
-    for (size_t r = 0; r < steps.size(); ++r) {
-      largest_acc = std::max(largest_acc, range[r] * kHeadroom / (in_scale * steps[r]));
-      largest_ratio = std::max(largest_ratio, in_scale * steps[r] / out_scale[r]);
+    std::vector<double> ratios(units.size());
+    for (size_t r = 0; r < units.size(); ++r) {
+      const double acc_unit = in_scale * w.steps[r];
+      largest_acc = std::max(largest_acc, range[r] * kHeadroom / acc_unit);
+      ratios[r] = acc_unit / units[r];
     }
     ASSIGN_OR_RETURN(requantize->p, SmallestShift(largest_acc, kMaxInt16, 0, 30, what));
-    ASSIGN_OR_RETURN(requantize->k,
-                     MultiplierShift(std::ldexp(largest_ratio, requantize->p), what));
-    const int32_t shift = requantize->p + requantize->k;
-    requantize->multipliers.resize(steps.size());
-    for (size_t r = 0; r < steps.size(); ++r) {
-      requantize->multipliers[r] = NarrowMultiplier(in_scale * steps[r] / out_scale[r], shift);
-      steps[r] = std::ldexp(requantize->multipliers[r], -shift) * out_scale[r] / in_scale;
-    }
-    RETURN_IF_ERROR(AppendBias(bias, in_scale, steps, what, linear));
-    AppendRows(w, steps, linear);
-    all_steps->insert(all_steps->end(), steps.begin(), steps.end());
+    RETURN_IF_ERROR(
+        SetMultipliers(ratios, requantize->p, what, &requantize->k, &requantize->multipliers));
+    RETURN_IF_ERROR(AppendBias(bias, in_scale, w.steps, what, linear));
+    AppendRows(w, linear);
     return absl::OkStatus();
   }
 
   // Biases in accumulator units. Rows without one are zero when another projection of the same
   // group has them.
   absl::Status AppendBias(const std::vector<float>& bias, double in_scale,
-                          const std::vector<double>& steps, const std::string& what,
-                          LinearWeights* linear) {
+                          const std::vector<float>& steps, const std::string& what,
+                          LinearWeights* linear) const {
     if (bias.empty() && linear->bias.empty()) return absl::OkStatus();
     linear->bias.resize(linear->outputs);
     for (size_t r = 0; r < steps.size(); ++r) {
@@ -280,9 +270,10 @@ class Quantizer {
   }
 
   // Multipliers for acc * in_scale * steps[r] in units of `out_unit`.
-  absl::Status WideMultipliers(const std::vector<double>& steps, double in_scale, double out_unit,
-                               const std::string& what, WideRequantize* requantize) {
-    const double largest = *std::max_element(steps.begin(), steps.end()) * in_scale / out_unit;
+  static absl::Status WideMultipliers(const std::vector<float>& steps, double in_scale,
+                                      double out_unit, const std::string& what,
+                                      WideRequantize* requantize) {
+    const double largest = MaxOf(steps) * in_scale / out_unit;
     requantize->n = 1;
     if (!(largest > 0) || std::ldexp(largest, 1) > 2147483647.0) {
       return absl::OutOfRangeError(
@@ -300,34 +291,22 @@ class Quantizer {
   }
 
   // A projection into the residual stream or to the logits.
-  absl::Status WideLinear(const WeightRows& w, double in_scale, double out_unit,
-                          const std::string& what, LinearWeights* linear,
-                          WideRequantize* requantize, std::vector<double>* steps) {
-    *steps = RowSteps(w);
-    RETURN_IF_ERROR(WideMultipliers(*steps, in_scale, out_unit, what, requantize));
-    AppendRows(w, *steps, linear);
-    return absl::OkStatus();
+  static absl::Status WideLinear(const IntegerLinear& w, double in_scale, double out_unit,
+                                 const std::string& what, LinearWeights* linear,
+                                 WideRequantize* requantize) {
+    AppendRows(w, linear);
+    return WideMultipliers(w.steps, in_scale, out_unit, what, requantize);
   }
 
-  // Requantize of values of scale `from` (a power of the Hadamard's growth already divided out) to
-  // the int8 scales to[head] of heads of `width` channels. Clipped values may saturate in the first
-  // step, never others.
-  absl::Status HeadRequantize(double from, const std::vector<double>& to, int32_t width,
-                              const std::string& what, NarrowRequantize* requantize,
-                              std::vector<double>* exact) {
-    const double coarsest = *std::max_element(to.begin(), to.end());
-    const double finest = *std::min_element(to.begin(), to.end());
-    ASSIGN_OR_RETURN(requantize->p, SmallestShift(127.5 * coarsest / from, kMaxInt16, 0, 30, what));
-    ASSIGN_OR_RETURN(requantize->k,
-                     MultiplierShift(std::ldexp(from / finest, requantize->p), what));
-    const int32_t shift = requantize->p + requantize->k;
-    exact->clear();
-    for (const double scale : to) {
-      const int16_t multiplier = NarrowMultiplier(from / scale, shift);
-      requantize->multipliers.insert(requantize->multipliers.end(), width, multiplier);
-      exact->push_back(from / std::ldexp(multiplier, -shift));
-    }
-    return absl::OkStatus();
+  // Requantize of integers up to `largest`, each worth `from`, to a site with the given units.
+  // Clipped values may saturate in the first step, never others.
+  static absl::Status SiteRequantize(double from, double largest, const std::vector<double>& units,
+                                     bool wide, const std::string& what,
+                                     NarrowRequantize* requantize) {
+    const double clip = 127.5 * LargestOf(units) / from;
+    ASSIGN_OR_RETURN(requantize->p, SmallestShift(std::min(clip, largest), kMaxInt16, 0, 30, what));
+    return SetMultipliers(Ratios(from, units, wide), requantize->p, what, &requantize->k,
+                          &requantize->multipliers);
   }
 
   absl::Status ScoreScales(const std::vector<double>& q, const std::vector<double>& k,
@@ -361,164 +340,138 @@ class Quantizer {
   absl::Status QuantizeAttention(size_t i) {
     const ModelConfig& c = config();
     const FloatLayer& f = rotated_.layers[i];
+    const IntegerLayerWeights& w = weights_.layers[i];
     const LayerScales& s = scales_.layers[i];
     const LayerRanges& r = ranges_.layers[i];
-    ModelLayer& l = model().layers[i];
-    WeightSteps::Layer& steps = result_.steps.layers[i];
-    const double growth =
-        c.qk_hadamard ? 1 / std::sqrt(c.head_dim) : 1;  // the integer Hadamard is not scaled
+    ModelLayer& l = model_.layers[i];
 
-    double x_scale = 0;
-    RETURN_IF_ERROR(QuantizeNorm(s.attn_in, "attn_in", &l.attn_norm, &x_scale));
+    RETURN_IF_ERROR(QuantizeNorm(s.attn_in, "attn_in", &l.attn_norm));
+    const double in = s.attn_in.scale;
     const double q16 = kHeadroom * std::max(MaxOf(r.q_out), MaxOf(r.q_rope)) / kMaxInt16;
     const double k16 = kHeadroom * std::max(MaxOf(r.k_out), MaxOf(r.k_rope)) / kMaxInt16;
-    RETURN_IF_ERROR(AppendNarrowLinear({&f.q_proj}, f.q_bias, r.q_out, x_scale,
-                                       std::vector<double>(f.q_proj.rows, q16), "q_proj", &l.qkv,
-                                       &l.q_before, &steps.qkv));
-    RETURN_IF_ERROR(AppendNarrowLinear({&f.k_proj}, f.k_bias, r.k_out, x_scale,
-                                       std::vector<double>(f.k_proj.rows, k16), "k_proj", &l.qkv,
-                                       &l.k_before, &steps.qkv));
-    std::vector<double> v_scale;
-    for (const double scale : s.v) v_scale.insert(v_scale.end(), c.head_dim, scale);
-    RETURN_IF_ERROR(AppendNarrowLinear({&f.v_proj}, f.v_bias, r.v_out, x_scale, v_scale, "v_proj",
-                                       &l.qkv, &l.v, &steps.qkv));
+    const std::vector<double> v_units = ChannelUnits(s.v, s.v_gain, c.head_dim);
+    RETURN_IF_ERROR(AppendNarrowLinear(w.q, f.q_bias, r.q_out, in,
+                                       std::vector<double>(w.q.outputs, q16), "q_proj", &l.qkv,
+                                       &l.q_before));
+    RETURN_IF_ERROR(AppendNarrowLinear(w.k, f.k_bias, r.k_out, in,
+                                       std::vector<double>(w.k.outputs, k16), "k_proj", &l.qkv,
+                                       &l.k_before));
+    RETURN_IF_ERROR(
+        AppendNarrowLinear(w.v, f.v_bias, r.v_out, in, v_units, "v_proj", &l.qkv, &l.v));
     if (!l.qkv.bias.empty()) l.qkv.bias.resize(l.qkv.outputs);
 
-    std::vector<double> q_scale, k_scale;
-    RETURN_IF_ERROR(HeadRequantize(q16 * growth, s.q, c.head_dim, "q", &l.q_after, &q_scale));
-    RETURN_IF_ERROR(HeadRequantize(k16 * growth, s.k, c.head_dim, "k", &l.k_after, &k_scale));
-    RETURN_IF_ERROR(ScoreScales(q_scale, k_scale, &l.scores));
-    StorePrefix(i, k_scale, s.v);
-
-    const std::vector<double> column = AttentionOutput(s, &l);
-    if (column.empty())
-      return absl::OutOfRangeError(
-          absl::StrCat("o_in: scale ", s.o_in.scale, " cannot be represented"));
-    return WideLinear({&f.o_proj, &column}, s.o_in.scale, residual_unit(), "o_proj", &l.o_proj,
-                      &l.o_requantize, &steps.o_proj);
+    // The integer Hadamard grows values by sqrt(head_dim) over the orthonormal one.
+    const double growth = c.qk_hadamard ? std::sqrt(c.head_dim) : 1;
+    const double largest = kMaxInt16 * (c.qk_hadamard ? c.head_dim : 1);
+    RETURN_IF_ERROR(SiteRequantize(q16 / growth, largest, ChannelUnits(s.q, s.q_gain, c.head_dim),
+                                   false, "q", &l.q_after));
+    RETURN_IF_ERROR(SiteRequantize(k16 / growth, largest, ChannelUnits(s.k, s.k_gain, c.head_dim),
+                                   false, "k", &l.k_after));
+    RETURN_IF_ERROR(ScoreScales(s.q, s.k, &l.scores));
+    StorePrefix(i);
+    RETURN_IF_ERROR(AttentionOutput(s, &l));
+    return WideLinear(w.o, s.o_in.scale, residual_unit(), "o_proj", &l.o_proj, &l.o_requantize);
   }
 
-  // The attention output has 128 steps in one step of v. Heads with small v scales get small
-  // multipliers; what their rounding changes is returned per column, relative to the site's scale,
-  // and folded into o_proj. Empty: out of range.
-  std::vector<double> AttentionOutput(const LayerScales& s, ModelLayer* layer) {
+  // The attention output has 128 steps in one step of v, whose gain it keeps. Heads with small v
+  // scales get small multipliers.
+  absl::Status AttentionOutput(const LayerScales& s, ModelLayer* layer) const {
     const ModelConfig& c = config();
     const int32_t group = c.num_attention_heads / c.num_key_value_heads;
-    const double steps = 128.0 / (s.o_in.wide ? 256 : 1);
-    const double largest = *std::max_element(s.v.begin(), s.v.end()) / (steps * s.o_in.scale);
-    const absl::StatusOr<int32_t> k = MultiplierShift(largest, "o_in");
-    if (!k.ok()) return {};
+    const std::vector<double> units =
+        ChannelUnits(s.o_in, int64_t{c.num_attention_heads} * c.head_dim);
+    std::vector<double> ratios = Ratios(1.0 / 128, units, s.o_in.wide);
+    for (size_t i = 0; i < ratios.size(); ++i) ratios[i] *= s.v[i / c.head_dim / group];
     layer->attn_out.p = 0;
-    layer->attn_out.k = *k;
     layer->attn_out_wide = s.o_in.wide;
-    std::vector<double> column;
-    for (int32_t h = 0; h < c.num_attention_heads; ++h) {
-      const double ratio = s.v[h / group] / (steps * s.o_in.scale);
-      const int16_t multiplier = NarrowMultiplier(ratio, *k);
-      layer->attn_out.multipliers.insert(layer->attn_out.multipliers.end(), c.head_dim, multiplier);
-      column.insert(column.end(), c.head_dim, ratio / std::ldexp(multiplier, -*k));
-    }
-    return column;
+    return SetMultipliers(ratios, 0, "o_in", &layer->attn_out.k, &layer->attn_out.multipliers);
   }
 
-  void StorePrefix(size_t i, const std::vector<double>& k_scale,
-                   const std::vector<double>& v_scale) {
-    const int64_t per_head = int64_t{prefix_.size()} * config().head_dim;
-    ModelLayer& l = model().layers[i];
-    const auto quantize = [per_head](const std::vector<float>& from,
-                                     const std::vector<double>& scale, std::vector<int16_t>* to) {
-      for (size_t j = 0; j < from.size(); ++j) {
-        const double q = std::nearbyint(from[j] / scale[j / per_head]);
+  void StorePrefix(size_t i) {
+    if (prefix_.size() == 0) return;
+    const int64_t d = config().head_dim;
+    const int64_t per_head = prefix_.size() * d;
+    const auto quantize = [d, per_head](const std::vector<float>& from,
+                                        const std::vector<double>& units,
+                                        std::vector<int16_t>* to) {
+      for (int64_t j = 0; j < static_cast<int64_t>(from.size()); ++j) {
+        const double q = std::nearbyint(from[j] / units[j / per_head * d + j % d]);
         to->push_back(static_cast<int16_t>(std::clamp(q, -kMaxInt16, kMaxInt16)));
       }
     };
-    if (per_head == 0) return;
-    quantize(prefix_.layers[i].k, k_scale, &l.prefix_k);
-    quantize(prefix_.layers[i].v, v_scale, &l.prefix_v);
+    const LayerScales& s = scales_.layers[i];
+    const int32_t head_dim = config().head_dim;
+    ModelLayer& l = model_.layers[i];
+    quantize(prefix_.layers[i].k, ChannelUnits(s.k, s.k_gain, head_dim), &l.prefix_k);
+    quantize(prefix_.layers[i].v, ChannelUnits(s.v, s.v_gain, head_dim), &l.prefix_v);
   }
 
   absl::Status QuantizeMlp(size_t i) {
     const ModelConfig& c = config();
-    const FloatLayer& f = rotated_.layers[i];
+    const IntegerLayerWeights& w = weights_.layers[i];
     const LayerScales& s = scales_.layers[i];
     const LayerRanges& r = ranges_.layers[i];
-    ModelLayer& l = model().layers[i];
-    WeightSteps::Layer& steps = result_.steps.layers[i];
+    ModelLayer& l = model_.layers[i];
 
-    double x_scale = 0;
-    RETURN_IF_ERROR(QuantizeNorm(s.mlp_in, "mlp_in", &l.mlp_norm, &x_scale));
+    RETURN_IF_ERROR(QuantizeNorm(s.mlp_in, "mlp_in", &l.mlp_norm));
+    const double in = s.mlp_in.scale;
     const double gate16 = kHeadroom * MaxOf(r.gate_out) / kMaxInt16;
     const double up16 = kHeadroom * MaxOf(r.up_out) / kMaxInt16;
-    RETURN_IF_ERROR(AppendNarrowLinear({&f.gate_proj}, {}, r.gate_out, x_scale,
-                                       std::vector<double>(f.gate_proj.rows, gate16), "gate_proj",
-                                       &l.gate_up, &l.gate, &steps.gate_up));
-    RETURN_IF_ERROR(AppendNarrowLinear({&f.up_proj}, {}, r.up_out, x_scale,
-                                       std::vector<double>(f.up_proj.rows, up16), "up_proj",
-                                       &l.gate_up, &l.up, &steps.gate_up));
+    RETURN_IF_ERROR(AppendNarrowLinear(w.gate, {}, r.gate_out, in,
+                                       std::vector<double>(w.gate.outputs, gate16), "gate_proj",
+                                       &l.gate_up, &l.gate));
+    RETURN_IF_ERROR(AppendNarrowLinear(w.up, {}, r.up_out, in,
+                                       std::vector<double>(w.up.outputs, up16), "up_proj",
+                                       &l.gate_up, &l.up));
 
-    ASSIGN_OR_RETURN(l.sigmoid_shift, MultiplierShift(gate16 * 2048, "sigmoid"));
-    l.sigmoid_multiplier = NarrowMultiplier(gate16 * 2048, l.sigmoid_shift);
+    // The sigmoid's table has 2048 steps for 1.
+    std::vector<int16_t> sigmoid;
+    RETURN_IF_ERROR(SetMultipliers({gate16 * 2048}, 0, "sigmoid", &l.sigmoid_shift, &sigmoid));
+    l.sigmoid_multiplier = sigmoid[0];
     ASSIGN_OR_RETURN(l.product_shift, SmallestShift(kHeadroom * r.product / (gate16 * up16),
                                                     kProductLimit, 1, 30, "product"));
     const double product_unit = std::ldexp(gate16 * up16, l.product_shift);
 
     // The integer Hadamard grows values by sqrt(block) over the orthonormal one.
-    const double from =
-        product_unit / std::sqrt(c.down_hadamard_block) * (s.down_in.wide ? 256 : 1);
-    const double clip_from = product_unit / std::sqrt(c.down_hadamard_block);
-    ASSIGN_OR_RETURN(l.down_in.p, SmallestShift(127.5 * s.down_in.scale / clip_from, kMaxInt16, 0,
-                                                30, "down_in"));
-    ASSIGN_OR_RETURN(l.down_in.k,
-                     MultiplierShift(std::ldexp(from / s.down_in.scale, l.down_in.p), "down_in"));
-    const int32_t shift = l.down_in.p + l.down_in.k;
-    const int16_t multiplier = NarrowMultiplier(from / s.down_in.scale, shift);
-    l.down_in.multipliers.assign(c.intermediate_size, multiplier);
+    const int32_t block = c.down_hadamard_block;
     l.down_in_wide = s.down_in.wide;
-    const double down_scale = from / std::ldexp(multiplier, -shift);
-    return WideLinear({&f.down_proj}, down_scale, residual_unit(), "down_proj", &l.down_proj,
-                      &l.down_requantize, &steps.down_proj);
+    RETURN_IF_ERROR(SiteRequantize(
+        product_unit / std::sqrt(block), static_cast<double>(kProductLimit) * block,
+        ChannelUnits(s.down_in, c.intermediate_size), s.down_in.wide, "down_in", &l.down_in));
+    return WideLinear(w.down, s.down_in.scale, residual_unit(), "down_proj", &l.down_proj,
+                      &l.down_requantize);
   }
 
   absl::Status QuantizeEmbedding() {
-    const WeightRows w{&rotated_.embedding};
-    std::vector<double>& steps = result_.steps.embedding;
-    steps = RowSteps(w);
-    RETURN_IF_ERROR(
-        WideMultipliers(steps, 1.0, residual_unit(), "embedding", &model().embedding_requantize));
-    LinearWeights rows;
-    AppendRows(w, steps, &rows);
-    model().embedding = std::move(rows.weights);
-    return absl::OkStatus();
+    model_.embedding = weights_.embedding.values;
+    return WideMultipliers(weights_.embedding.steps, 1.0, residual_unit(), "embedding",
+                           &model_.embedding_requantize);
   }
 
   absl::Status QuantizeHead() {
-    double x_scale = 0;
-    RETURN_IF_ERROR(QuantizeNorm(scales_.head_in, "head_in", &model().final_norm, &x_scale));
-    return WideLinear({&rotated_.head_or_embedding()}, x_scale,
-                      std::ldexp(1.0, -config().logit_fraction_bits), "head", &model().head,
-                      &model().head_requantize, &result_.steps.head);
+    RETURN_IF_ERROR(QuantizeNorm(scales_.head_in, "head_in", &model_.final_norm));
+    return WideLinear(weights_.head, scales_.head_in.scale,
+                      std::ldexp(1.0, -config().logit_fraction_bits), "head", &model_.head,
+                      &model_.head_requantize);
   }
 
   const FloatModel& rotated_;
+  const IntegerWeights& weights_;
   const Scales& scales_;
   const Ranges& ranges_;
   const FloatPrefix& prefix_;
   ThreadPool& pool_;
-  QuantizedModel result_;
+  IntegerModel model_;
 };
 
 }  // namespace
 
-absl::StatusOr<QuantizedModel> QuantizeModel(const FloatModel& rotated, const Scales& scales,
-                                             const Ranges& ranges, const FloatPrefix& prefix,
-                                             int32_t down_hadamard_block, bool qk_hadamard,
-                                             ThreadPool& pool) {
-  if (scales.layers.size() != rotated.layers.size() ||
-      ranges.layers.size() != rotated.layers.size() ||
-      (prefix.size() > 0 && prefix.layers.size() != rotated.layers.size())) {
-    return absl::InvalidArgumentError("scales, ranges and prefix must have one entry per layer");
-  }
-  return Quantizer(rotated, scales, ranges, prefix, down_hadamard_block, qk_hadamard, pool).Run();
+absl::StatusOr<IntegerModel> QuantizeModel(const FloatModel& rotated, const IntegerWeights& weights,
+                                           const Scales& scales, const Ranges& ranges,
+                                           const FloatPrefix& prefix, int32_t down_hadamard_block,
+                                           bool qk_hadamard, ThreadPool& pool) {
+  return Quantizer(rotated, weights, scales, ranges, prefix, down_hadamard_block, qk_hadamard, pool)
+      .Run();
 }
 
 }  // namespace fixpoint

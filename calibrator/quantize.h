@@ -1,4 +1,5 @@
-// From a rotated float model and its static scales to the integers of a bundle.
+// From a rotated float model, its rounded weights and its static scales to the integers of a
+// bundle.
 #pragma once
 
 #include "absl/status/statusor.h"
@@ -6,29 +7,22 @@
 #include "bundle/model.h"
 #include "calibrator/calibration.h"
 #include "calibrator/float_model.h"
+#include "calibrator/integer_weights.h"
 
 namespace fixpoint {
 
-// Step of each output row's int8 weights: real weight = step * q. Needed by the simulation, which
-// must use the very weights that the integer engine uses.
-struct WeightSteps {
-  struct Layer {
-    std::vector<double> qkv, o_proj, gate_up, down_proj;  // [outputs]
-  };
-  std::vector<Layer> layers;
-  std::vector<double> head, embedding;  // [vocab_size]
-};
-
-struct QuantizedModel {
-  IntegerModel model;
-  WeightSteps steps;
-};
-
-// `rotated` is the result of FoldAndRotate (norm gains 1, head separate). Errors name the layer and
-// the tensor whose range cannot be represented.
-absl::StatusOr<QuantizedModel> QuantizeModel(const FloatModel& rotated, const Scales& scales,
-                                             const Ranges& ranges, const FloatPrefix& prefix,
-                                             int32_t down_hadamard_block, bool qk_hadamard,
-                                             ThreadPool& pool);
+// The bundle holds `weights` as they are; scales and gains become multipliers, rounded to nearest.
+// A narrow multiplier M is off by at most 1 / (2M) of its value, where the largest M of a tensor is
+// in [2^14, 2^15): a row whose ratio of scales lies far below the tensor's largest is less exact. A
+// ratio too small for any multiplier gets 1.
+//
+// `rotated` is the result of FoldAndRotate (norm gains 1, head separate) and gives configuration,
+// RoPE and biases. `ranges` are those of the model with the gains of `scales` applied.
+// INVALID_ARGUMENT for shapes that do not fit or a scale or gain that is not positive; OUT_OF_RANGE
+// names the layer and the tensor whose range cannot be represented.
+absl::StatusOr<IntegerModel> QuantizeModel(const FloatModel& rotated, const IntegerWeights& weights,
+                                           const Scales& scales, const Ranges& ranges,
+                                           const FloatPrefix& prefix, int32_t down_hadamard_block,
+                                           bool qk_hadamard, ThreadPool& pool);
 
 }  // namespace fixpoint

@@ -62,6 +62,19 @@ double MeanSquare(const MagnitudeHistogram& histogram) {
   return sum / std::max(1.0, histogram.total());
 }
 
+double RelativeRoundingError(const MagnitudeHistogram& histogram, double scale, bool wide) {
+  const double clip = 127 * scale;
+  const double step = wide ? scale / 256 : scale;
+  double error = 0;
+  for (int32_t bin = 0; bin < kHistogramBins; ++bin) {
+    const double x = BinMagnitude(bin);
+    error += histogram.counts[bin] *
+             (x > clip ? (x - clip) * (x - clip) : std::min(step * step / 12, x * x));
+  }
+  const double signal = MeanSquare(histogram) * std::max(1.0, histogram.total());
+  return signal > 0 ? error / signal : 0;
+}
+
 LinearSite ScaleSite(const MagnitudeHistogram& histogram, bool wide) {
   if (wide) return {.scale = LargestOf(histogram) * kWideHeadroom / 127, .wide = true};
   return {.scale = MseClip(histogram) / 127, .wide = false};

@@ -15,6 +15,9 @@ double MseClip(const MagnitudeHistogram& histogram, double* error = nullptr);
 // Mean of squares of one value.
 double MeanSquare(const MagnitudeHistogram& histogram);
 
+// Expected squared error of rounding over the mean square, with the scale at hand.
+double RelativeRoundingError(const MagnitudeHistogram& histogram, double scale, bool wide);
+
 enum class HeadClip {
   kMax,
   kMse

@@ -1,6 +1,7 @@
 #include "calibrator/site_search.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
@@ -82,7 +83,15 @@ class Search {
     Add({c.num_hidden_layers, LayerSite::kAttnIn}, 0, kHeadWeight * c.vocab_size * hidden / all);
   }
 
+  // What is int16 already counts as doubled and is no candidate.
   void Add(const SiteId& id, double work_share, double cost) {
+    const bool wide = id.layer == config_.num_hidden_layers
+                          ? result_.scales.head_in.wide
+                          : result_.scales.layers[id.layer].linear(id.site).wide;
+    if (wide) {
+      result_.doubled_share += work_share;
+      return;
+    }
     const MagnitudeHistogram& histogram = HistogramOf(id);
     double error = 0;
     MseClip(histogram, &error);
@@ -102,7 +111,9 @@ class Search {
     LinearSite& site = id.layer == config_.num_hidden_layers
                            ? scales->head_in
                            : scales->layers[id.layer].linear(id.site);
+    std::vector<float> gain = std::move(site.gain);
     site = ScaleSite(HistogramOf(id), true);
+    site.gain = std::move(gain);
   }
 
   absl::StatusOr<double> Measure(const Scales& scales) {
@@ -198,6 +209,96 @@ absl::StatusOr<SiteSearchResult> SearchWideSites(
     const SiteSearchOptions& options, SiteMeasurer& measurer,
     const std::function<void(int32_t, int32_t)>& progress) {
   return Search(config, statistics, narrow, options, measurer, progress).Run();
+}
+
+namespace {
+
+// Of RefineScales in one direction: 1.5^16 is more than any tail.
+constexpr int32_t kMaxScaleSteps = 16;
+
+LinearSite& SiteOf(const SiteId& id, const FloatConfig& config, Scales* scales) {
+  return id.layer == config.num_hidden_layers ? scales->head_in
+                                              : scales->layers[id.layer].linear(id.site);
+}
+
+const MagnitudeHistogram& HistogramOf(const SiteId& id, const FloatConfig& config,
+                                      const Statistics& statistics) {
+  if (id.layer == config.num_hidden_layers) return statistics.head_in;
+  return statistics.layers[id.layer].linear[static_cast<int32_t>(id.site)];
+}
+
+}  // namespace
+
+absl::Status DropWideSites(const FloatConfig& config, const Statistics& statistics,
+                           const SiteSearchOptions& options, SiteMeasurer& measurer,
+                           SiteSearchResult* result) {
+  RETURN_IF_ERROR(measurer.SetBase(result->scales));
+  ASSIGN_OR_RETURN(result->kl_end, measurer.Measure(result->scales));
+  // The last ones added bought the least.
+  for (size_t i = result->chosen.size(); i-- > 0;) {
+    const SiteChoice choice = result->chosen[i];
+    Scales scales = result->scales;
+    LinearSite& site = SiteOf(choice.id, config, &scales);
+    std::vector<float> gain = std::move(site.gain);
+    site = ScaleSite(HistogramOf(choice.id, config, statistics), false);
+    site.gain = std::move(gain);
+    ASSIGN_OR_RETURN(const double kl, measurer.Measure(scales));
+    // Put so that a KL that is no number keeps the site.
+    if (!(kl <= options.kl_target && kl <= (1 + options.min_gain) * result->kl_end)) continue;
+    result->scales = std::move(scales);
+    result->kl_end = kl;
+    result->doubled_share -= choice.work_share;
+    result->chosen.erase(result->chosen.begin() + static_cast<int64_t>(i));
+    RETURN_IF_ERROR(measurer.SetBase(result->scales));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int32_t> RefineScales(const FloatConfig& config, const Statistics& statistics,
+                                     const ScaleSearchOptions& options, SiteMeasurer& measurer,
+                                     Scales* scales, const std::function<void(double)>& progress) {
+  struct Noisy {
+    SiteId id;
+    double noise = 0;
+  };
+  std::vector<Noisy> sites;
+  for (int32_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    for (int32_t i = 0; i < kLayerLinearSites; ++i) {
+      const SiteId id{layer, static_cast<LayerSite>(i)};
+      if (SiteOf(id, config, scales).wide) continue;
+      double error = 0;
+      MseClip(HistogramOf(id, config, statistics), &error);
+      const double signal = MeanSquare(HistogramOf(id, config, statistics));
+      sites.push_back({id, signal > 0 ? error / signal : 0});
+    }
+  }
+  std::sort(sites.begin(), sites.end(),
+            [](const Noisy& a, const Noisy& b) { return a.noise > b.noise; });
+  const double limit = sites.empty() ? 0 : options.noise_factor * sites[sites.size() / 2].noise;
+  RETURN_IF_ERROR(measurer.SetBase(*scales));
+  ASSIGN_OR_RETURN(double kl, measurer.Measure(*scales));
+  int32_t changed = 0;
+  for (size_t i = 0; i < sites.size(); ++i) {
+    if (static_cast<int32_t>(i) >= options.max_sites || sites[i].noise < limit) break;
+    progress(static_cast<double>(i) / options.max_sites);
+    bool moved = false;
+    for (const double factor : {1.5, 1 / 1.3}) {
+      for (int32_t step = 0; step < kMaxScaleSteps; ++step) {
+        Scales tried = *scales;
+        SiteOf(sites[i].id, config, &tried).scale *= factor;
+        ASSIGN_OR_RETURN(const double tried_kl, measurer.Measure(tried));
+        if (!(tried_kl < kl)) break;
+        kl = tried_kl;
+        *scales = std::move(tried);
+        moved = true;
+      }
+      if (moved) break;  // upwards helped: downwards cannot
+    }
+    if (!moved) continue;
+    ++changed;
+    RETURN_IF_ERROR(measurer.SetBase(*scales));
+  }
+  return changed;
 }
 
 }  // namespace fixpoint

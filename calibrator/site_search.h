@@ -67,6 +67,24 @@ absl::StatusOr<SiteSearchResult> SearchWideSites(
     const SiteSearchOptions& options, SiteMeasurer& measurer,
     const std::function<void(int32_t, int32_t)>& progress);
 
+// After training: takes int16 back where int8 (with the MSE clip) costs at most `min_gain` of the
+// KL and leaves it below the target, cheapest first. Adjusts `result`'s scales, share and list.
+absl::Status DropWideSites(const FloatConfig& config, const Statistics& statistics,
+                           const SiteSearchOptions& options, SiteMeasurer& measurer,
+                           SiteSearchResult* result);
+
+// Other clips for int8 sites with heavy tails, where the squared error says little about the loss:
+// from the scale at hand upwards by factors of 1.5 and downwards, as long as the measured KL falls.
+// Sites with more than `noise_factor` times the median relative rounding error, the worst
+// `max_sites` of them. Returns the number of sites changed.
+struct ScaleSearchOptions {
+  double noise_factor = 4;
+  int32_t max_sites = 8;
+};
+absl::StatusOr<int32_t> RefineScales(const FloatConfig& config, const Statistics& statistics,
+                                     const ScaleSearchOptions& options, SiteMeasurer& measurer,
+                                     Scales* scales, const std::function<void(double)>& progress);
+
 std::string SiteName(const SiteId& id, int32_t num_hidden_layers);
 
 }  // namespace fixpoint

@@ -41,7 +41,8 @@ struct VectorLoops {
   void (*quantize)(const float* x, int64_t n, float inverse, float limit, float unit, float* out);
   // y = y * scale * row_scale + bias; row_scale and bias may be null
   void (*scale_bias)(float* y, int64_t n, float scale, const float* row_scale, const float* bias);
-  void (*add)(float* y, const float* x, int64_t n);  // y += x
+  void (*add)(float* y, const float* x, int64_t n);       // y += x
+  void (*multiply)(float* y, const float* x, int64_t n);  // y *= x
   void (*abs_max_into)(const float* x, int64_t n,
                        float* largest);  // largest[i] = max(largest[i], |x[i]|)
   float (*abs_max)(const float* x, int64_t n);
@@ -64,6 +65,35 @@ struct VectorLoops {
   void (*store_below_max)(const float* x, int64_t n, float max, float steps, uint16_t* out);
   void (*load_below_max)(const uint16_t* x, int64_t n, float step, float* out);
   RowComparison (*compare_rows)(const float* a, const float* b, int64_t n);
+  // out = x * factors (null: 1)
+  void (*scale_to)(const float* x, const float* factors, int64_t n, float* out);
+  void (*scale_to_bf16)(const float* x, const float* factors, int64_t n, uint16_t* out);
+  // Gradients, for training (gradient_loops.inc).
+  //
+  // Back through v = x * gain; y = step * clamp(round(v / step), -limit, limit), with rounding
+  // taken as the identity and clipping as it is. Given v and dy = dL/dy:
+  //   dx = dy * gain inside the clip, else 0; gain null: 1; may be dy itself
+  //   returns sum of dy * dy/dlog(step): (y - v) inside, y outside
+  //   gain_sums[i] += dL/dlog(gain), null: not wanted. `folded`: the consumer's weights are divided
+  //   by the gain, so that y / gain counts: less dy * y
+  float (*site_backward)(const float* v, const float* dy, const float* gain, int64_t n, float step,
+                         float limit, bool folded, float* dx, float* gain_sums);
+  // The same without rounding: gain_sums[i] += dy * v, dx = dy * gain.
+  void (*gain_backward)(const float* v, const float* dy, const float* gain, int64_t n, float* dx,
+                        float* gain_sums);
+  // dx += dL/dx of rms_norm
+  void (*rms_norm_backward)(const float* x, const float* gain, const float* dy, int64_t n,
+                            float epsilon, float* dx);
+  // d_gate and d_up of silu_multiply; each may be d_out itself but not both
+  void (*silu_multiply_backward)(const float* gate, const float* up, const float* d_out, int64_t n,
+                                 float* d_gate, float* d_up);
+  // p = e * inverse_sum (in place of e), ds = p * (dp * unit - delta) (in place of dp)
+  void (*softmax_backward)(float* e, float* dp, int64_t n, float inverse_sum, float unit,
+                           float delta);
+  // out = (softmax(b) - softmax(a)) * weight with given logs of the sums of exp; may be b. a null:
+  // softmax(b) * weight
+  void (*softmax_difference)(const float* a, const float* b, int64_t n, float log_sum_a,
+                             float log_sum_b, float weight, float* out);
   // log of the sum of exp; *argmax: lowest index of the largest
   double (*log_sum_exp)(const float* x, int64_t n, int32_t* argmax);
 };

@@ -166,6 +166,217 @@ TEST_P(VectorLoopsTest, BelowMaxSurvivesTheRoundTrip) {
   for (int i = 0; i < 777; ++i) EXPECT_NEAR(back[i], x[i] - max, 0.5 * 60 / 65535 + 1e-5);
 }
 
+// Half of an ulp, relative: what one float operation may lose.
+constexpr double kHalfUlp = 0x1p-24;
+
+TEST_P(VectorLoopsTest, ProductsAreThoseOfFloat) {
+  for (const int64_t n : {1, 7, 33, 129}) {
+    const std::vector<float> x = Gaussian(n, 2, 11), factors = Gaussian(n, 1, 12);
+    std::vector<float> expected(n), out(n, -1), y = x;
+    for (int64_t i = 0; i < n; ++i) expected[i] = x[i] * factors[i];
+    loops().multiply(y.data(), factors.data(), n);
+    EXPECT_EQ(y, expected);
+    loops().scale_to(x.data(), factors.data(), n, out.data());
+    EXPECT_EQ(out, expected);
+    loops().scale_to(x.data(), nullptr, n, out.data());
+    EXPECT_EQ(out, x);
+    std::vector<uint16_t> rounded(n), expected_bits(n);
+    loops().to_bf16(expected.data(), n, expected_bits.data());
+    loops().scale_to_bf16(x.data(), factors.data(), n, rounded.data());
+    EXPECT_EQ(rounded, expected_bits);
+    loops().to_bf16(x.data(), n, expected_bits.data());
+    loops().scale_to_bf16(x.data(), nullptr, n, rounded.data());
+    EXPECT_EQ(rounded, expected_bits);
+  }
+}
+
+// Values whose integer is beyond doubt, so that double and float round to the same one: up to twice
+// the limit, so that about a third is clipped.
+std::vector<float> SiteValues(int64_t n, float step, float limit) {
+  Random random(n);
+  std::vector<float> v(n);
+  for (float& x : v) {
+    const double integer = std::round(random.Normal() * limit);
+    x = static_cast<float>(step * (integer + 0.7 * (random.Uniform() - 0.5)));
+  }
+  return v;
+}
+
+// Every combination of what may be left out. A term of the returned sum is dy * (y - v): the
+// product's factors have at most four roundings, of sizes up to |y| + |v|, and n - 1 additions
+// follow.
+TEST_P(VectorLoopsTest, SiteBackwardIsTheStraightThroughGradient) {
+  for (const int64_t n : {1, 7, 33, 577}) {
+    for (const float limit : {127.0f, 32512.0f}) {
+      const float step = 0.0171f;
+      const std::vector<float> v = SiteValues(n, step, limit);
+      const std::vector<float> dy = Gaussian(n, 1, 21), gain = Gaussian(n, 1, 22);
+      const std::vector<float> before = Gaussian(n, 1, 23);
+      for (const bool folded : {false, true}) {
+        for (const bool has_gain : {false, true}) {
+          double sum = 0, terms = 0, parts = 0;
+          std::vector<double> expected_dx(n), expected_sums(n), sums_error(n);
+          for (int64_t i = 0; i < n; ++i) {
+            const double u = static_cast<double>(v[i]) / step;
+            const bool inside = std::fabs(u) <= limit;
+            const double y = step * std::round(std::clamp<double>(u, -limit, limit));
+            const double term = dy[i] * (inside ? y - v[i] : y);
+            sum += term;
+            terms += std::fabs(term);
+            parts += std::fabs(dy[i]) * (std::fabs(y) + std::fabs(v[i]));
+            expected_dx[i] = inside ? static_cast<double>(dy[i]) * (has_gain ? gain[i] : 1) : 0;
+            expected_sums[i] =
+                before[i] + dy[i] * ((inside ? static_cast<double>(v[i]) : 0) - (folded ? y : 0));
+            sums_error[i] =
+                4 * kHalfUlp *
+                (std::fabs(before[i]) + std::fabs(dy[i]) * (std::fabs(y) + std::fabs(v[i])));
+          }
+          const double sum_error = kHalfUlp * (4 * parts + static_cast<double>(n) * terms);
+          for (const bool wants_sums : {false, true}) {
+            std::vector<float> dx = dy, sums = before;  // dx is dy itself
+            const float result = loops().site_backward(
+                v.data(), dx.data(), has_gain ? gain.data() : nullptr, n, step, limit, folded,
+                dx.data(), wants_sums ? sums.data() : nullptr);
+            EXPECT_NEAR(result, sum, sum_error) << n << ", limit " << limit;
+            for (int64_t i = 0; i < n; ++i) {
+              ASSERT_NEAR(dx[i], expected_dx[i], kHalfUlp * std::fabs(expected_dx[i])) << i;
+              if (!wants_sums) continue;
+              ASSERT_NEAR(sums[i], expected_sums[i], sums_error[i]) << i << ", folded " << folded;
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(VectorLoopsTest, GainBackwardIsTheProductRule) {
+  for (const int64_t n : {1, 31, 131}) {
+    const std::vector<float> v = Gaussian(n, 3, 31), dy = Gaussian(n, 1, 32);
+    const std::vector<float> gain = Gaussian(n, 1, 33), before = Gaussian(n, 1, 34);
+    std::vector<float> dx = dy, sums = before;
+    loops().gain_backward(v.data(), dx.data(), gain.data(), n, dx.data(), sums.data());
+    for (int64_t i = 0; i < n; ++i) {
+      EXPECT_EQ(dx[i], dy[i] * gain[i]);
+      const double product = static_cast<double>(dy[i]) * v[i];
+      EXPECT_NEAR(sums[i], before[i] + product,
+                  2 * kHalfUlp * (std::fabs(before[i]) + std::fabs(product)));
+    }
+  }
+}
+
+// dx_i = r g_i dy_i - x_i r^3 / n * sum_j x_j g_j dy_j, r = 1 / sqrt(mean square + epsilon). Sums
+// of n terms lose up to n half ulps of their terms' magnitudes.
+TEST_P(VectorLoopsTest, RmsNormBackwardMatchesDouble) {
+  for (const int64_t n : {1, 7, 193, 577}) {
+    const std::vector<float> x = Gaussian(n, 2, 41), gain = Gaussian(n, 1, 42);
+    const std::vector<float> dy = Gaussian(n, 1, 43), before = Gaussian(n, 1, 44);
+    double squares = 0, product = 0, magnitudes = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double term = static_cast<double>(x[i]) * gain[i] * dy[i];
+      squares += static_cast<double>(x[i]) * x[i];
+      product += term;
+      magnitudes += std::fabs(term);
+    }
+    const double nd = static_cast<double>(n);
+    const double r = 1 / std::sqrt(squares / nd + static_cast<double>(1e-3f));
+    std::vector<float> dx = before;
+    loops().rms_norm_backward(x.data(), gain.data(), dy.data(), n, 1e-3f, dx.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const double direct = r * gain[i] * dy[i];
+      const double along = r * r * r / nd * x[i];
+      const double error =
+          kHalfUlp * ((nd + 10) * std::fabs(direct) +
+                      (3 * nd + 16) * std::fabs(along) * magnitudes + 2 * std::fabs(before[i]));
+      EXPECT_NEAR(dx[i], before[i] + direct - along * product, error) << n << ", " << i;
+    }
+  }
+}
+
+// exp is good to 2e-7 near zero and loses another half ulp or three per unit of its argument; some
+// eight roundings follow: 1e-6 of the factors' magnitudes, and 2e-7 for each unit of x.
+TEST_P(VectorLoopsTest, SiluMultiplyBackwardMatchesDouble) {
+  const int64_t n = 203;
+  std::vector<float> x = Gaussian(n, 4, 51);
+  x[0] = 0;
+  x[1] = -90;
+  x[2] = 90;
+  x[3] = -1000;
+  x[4] = 1000;
+  const std::vector<float> u = Gaussian(n, 2, 52), d = Gaussian(n, 1, 53);
+  std::vector<float> d_gate(n), d_up(n);
+  loops().silu_multiply_backward(x.data(), u.data(), d.data(), n, d_gate.data(), d_up.data());
+  for (int64_t i = 0; i < n; ++i) {
+    const double xd = x[i];
+    const double sigmoid = 1 / (1 + std::exp(-xd));
+    const double size = (1e-6 + 2e-7 * std::fabs(xd)) * std::fabs(d[i]) * sigmoid;
+    EXPECT_NEAR(d_gate[i], d[i] * u[i] * sigmoid * (1 + xd * (1 - sigmoid)),
+                size * std::fabs(u[i]) * (1 + std::fabs(xd)) + 1e-30)
+        << xd;
+    EXPECT_NEAR(d_up[i], d[i] * xd * sigmoid, size * std::fabs(xd) + 1e-30) << xd;
+  }
+  // Either result may take the place of d_out.
+  std::vector<float> in_place = d, other(n);
+  loops().silu_multiply_backward(x.data(), u.data(), in_place.data(), n, in_place.data(),
+                                 other.data());
+  EXPECT_EQ(in_place, d_gate);
+  EXPECT_EQ(other, d_up);
+  in_place = d;
+  loops().silu_multiply_backward(x.data(), u.data(), in_place.data(), n, other.data(),
+                                 in_place.data());
+  EXPECT_EQ(in_place, d_up);
+  EXPECT_EQ(other, d_gate);
+}
+
+TEST_P(VectorLoopsTest, SoftmaxBackwardMatchesDouble) {
+  for (const int64_t n : {1, 5, 65, 211}) {
+    std::vector<float> e = Gaussian(n, 1, 61);
+    for (float& x : e) x = std::exp(x);
+    const std::vector<float> numerators = e, d = Gaussian(n, 1, 62);
+    std::vector<float> dp = d;
+    const float inverse = 0.0123f, unit = 0.37f, delta = -0.21f;
+    loops().softmax_backward(e.data(), dp.data(), n, inverse, unit, delta);
+    for (int64_t i = 0; i < n; ++i) {
+      const double p = static_cast<double>(numerators[i]) * inverse;
+      EXPECT_NEAR(e[i], p, 2 * kHalfUlp * p);
+      const double product = static_cast<double>(d[i]) * unit;
+      EXPECT_NEAR(dp[i], p * (product - delta),
+                  5 * kHalfUlp * p * (std::fabs(product) + std::fabs(delta)));
+    }
+  }
+}
+
+TEST_P(VectorLoopsTest, SoftmaxDifferenceMatchesDouble) {
+  const auto probability = [](float x, float log_sum) {
+    return std::exp(static_cast<double>(x) - log_sum);
+  };
+  // The argument of exp is rounded once and multiplied with a rounded log2(e): three half ulps of
+  // it; and exp's own 2e-7, the difference, the weight.
+  const auto error = [&](float x, float log_sum) {
+    return probability(x, log_sum) * (4e-7 + 3 * kHalfUlp * std::fabs(x - log_sum)) + 1e-37;
+  };
+  for (const int64_t n : {1, 9, 300, 1001}) {
+    const std::vector<float> a = Gaussian(n, 5, 71), b = Gaussian(n, 5, 72);
+    int32_t argmax = 0;
+    const float log_a = static_cast<float>(loops().log_sum_exp(a.data(), n, &argmax));
+    const float log_b = static_cast<float>(loops().log_sum_exp(b.data(), n, &argmax));
+    const float weight = 0.3f;
+    std::vector<float> out(n), alone(n);
+    loops().softmax_difference(a.data(), b.data(), n, log_a, log_b, weight, out.data());
+    loops().softmax_difference(nullptr, b.data(), n, 0, log_b, weight, alone.data());
+    for (int64_t i = 0; i < n; ++i) {
+      const double p = probability(a[i], log_a), q = probability(b[i], log_b);
+      EXPECT_NEAR(out[i], weight * (q - p), weight * (error(a[i], log_a) + error(b[i], log_b)));
+      EXPECT_NEAR(alone[i], weight * q, weight * error(b[i], log_b));
+    }
+    std::vector<float> in_place = b;
+    loops().softmax_difference(a.data(), in_place.data(), n, log_a, log_b, weight, in_place.data());
+    EXPECT_EQ(in_place, out);
+    loops().softmax_difference(a.data(), a.data(), n, log_a, log_a, weight, out.data());
+    EXPECT_THAT(out, testing::Each(0.0f));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, VectorLoopsTest, testing::ValuesIn(SupportedVectorLoops()),
                          [](const auto& info) { return std::string(info.param->name); });
 

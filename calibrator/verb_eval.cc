@@ -1,285 +1,376 @@
 #include <algorithm>
+#include <cstdint>
+#include <functional>
 #include <iostream>
+#include <memory>
 #include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "base/json_writer.h"
 #include "base/status_macros.h"
 #include "bundle/bundle.h"
 #include "calibrator/corpus.h"
+#include "calibrator/eval_figures.h"
 #include "calibrator/evaluate.h"
+#include "calibrator/float_side.h"
 #include "calibrator/import/checkpoint.h"
 #include "calibrator/prefix.h"
 #include "calibrator/provenance.h"
-#include "calibrator/rotate.h"
+#include "calibrator/tokenizer_difference.h"
 #include "calibrator/verbs.h"
 
 namespace fixpoint {
 namespace {
 
 constexpr int32_t kStepTokens = 128;
+constexpr int32_t kDefaultWindow = 1024;
 
-// What was measured; the optional parts need the source.
-struct Figures {
-  int64_t tokens = 0;
-  int32_t windows = 0;
-  double integer_perplexity = 0;
-  struct Float {
-    double perplexity = 0, prefix_perplexity = 0, kl_mean = 0, kl_bos_mean = 0, top1_agreement = 0;
-    RelativePerplexity relative;
-  };
-  std::optional<Float> against_float;
-  struct Simulation {
-    double perplexity = 0, kl_mean = 0, top1_agreement = 0;
-    RelativePerplexity relative;
-  };
-  std::optional<Simulation> simulation;
+// A bundle and its engine.
+struct Loaded {
+  std::string path;
+  Bundle bundle;  // the engine takes the model out of it
+  std::unique_ptr<CpuExecutor> executor;
+  std::optional<ExecutorLogits> logits;
 };
 
 class Eval {
  public:
   Eval(const EvalFlags& flags, Progress& progress, ThreadPool& pool)
-      : flags_(flags), progress_(progress), pool_(pool), gemm_(CreateCpuGemm(pool)) {}
+      : flags_(flags), progress_(progress), pool_(pool) {}
 
-  absl::StatusOr<Figures> Run() {
+  absl::StatusOr<EvalFigures> Run() {
     progress_.Enter(0);
-    RETURN_IF_ERROR(LoadBundle());
-    if (!flags_.source.empty()) RETURN_IF_ERROR(LoadSource());
-    CpuExecutorOptions options;
-    options.threads = pool_.thread_count();
-    options.max_step_tokens = options.max_step_logits = kStepTokens;
-    options.kv_cache_bytes =
-        KvBlockBytes(bundle_.model.config) * (flags_.window / kKvBlockTokens + 1);
-    ASSIGN_OR_RETURN(executor_, CpuExecutor::Create(std::move(bundle_.model), options));
+    RETURN_IF_ERROR(LoadBundles());
+    if (!flags_.source.empty() && bundles_.empty()) RETURN_IF_ERROR(LoadSource());
+    RETURN_IF_ERROR(ChooseReferences());
+    RETURN_IF_ERROR(ReadText());
+    if (!flags_.source.empty() && !bundles_.empty()) RETURN_IF_ERROR(LoadSource());
+    RETURN_IF_ERROR(AddModels());
     progress_.Enter(1);
-    Figures figures;
-    figures.tokens = static_cast<int64_t>(windows_.token_ids.size());
-    figures.windows = windows_.count();
-    if (flags_.source.empty())
-      RETURN_IF_ERROR(MeasureAlone(&figures));
-    else
-      RETURN_IF_ERROR(MeasureAgainstFloat(&figures));
-    return figures;
+    RETURN_IF_ERROR(MeasureAll());
+    return std::move(figures_);
+  }
+
+  // What a bundle of this calibrator was made of; nothing for one of another maker.
+  std::string SourceHint() const {
+    if (bundles_.empty()) return "";
+    const absl::StatusOr<ProvenanceSource> source =
+        ReadProvenance(bundles_[0]->bundle.provenance_json);
+    if (!source.ok()) return "";
+    return absl::StrCat("figures against float need --source: ", source->name, ", SHA-256 ",
+                        source->sha256);
   }
 
  private:
-  absl::Status LoadBundle() {
-    ASSIGN_OR_RETURN(bundle_, ReadBundle(flags_.bundle, pool_.thread_count()));
-    ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(bundle_.tokenizer));
-    const int32_t room = bundle_.model.config.max_position_embeddings -
-                         static_cast<int32_t>(bundle_.model.prefix_token_ids.size());
-    if (flags_.window < 2 || flags_.window > room) {
+  absl::Status LoadBundles() {
+    for (const std::string& path : {flags_.bundle, flags_.against}) {
+      if (path.empty()) continue;
+      Loaded& loaded = *bundles_.emplace_back(std::make_unique<Loaded>());
+      loaded.path = path;
+      ASSIGN_OR_RETURN(loaded.bundle, ReadBundle(path, pool_.thread_count()));
+    }
+    if (bundles_.empty()) return absl::OkStatus();
+    const ModelConfig& config = bundles_[0]->bundle.model.config;
+    vocab_size_ = config.vocab_size;
+    context_ = config.max_position_embeddings;
+    ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(bundles_[0]->bundle.tokenizer));
+    if (bundles_.size() > 1) RETURN_IF_ERROR(CheckComparable());
+    for (const std::unique_ptr<Loaded>& loaded : bundles_) {
+      const std::vector<int32_t>& ids = loaded->bundle.model.prefix_token_ids;
+      figures_.bundles.push_back(
+          {loaded->path, loaded->bundle.digest, ids, JsonQuote(tokenizer_->Decode(ids, false))});
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckComparable() {
+    const Bundle& a = bundles_[0]->bundle;
+    const Bundle& b = bundles_[1]->bundle;
+    const auto refuse = [&](const std::string& why) {
       return absl::InvalidArgumentError(
-          absl::StrCat("--window ", flags_.window, ": must be in [2, ", room, "] for this bundle"));
+          absl::StrCat(flags_.bundle, " and ", flags_.against, " cannot be compared: ", why));
+    };
+    if (a.model.config.vocab_size != b.model.config.vocab_size) {
+      return refuse(absl::StrCat("vocabularies of ", a.model.config.vocab_size, " and ",
+                                 b.model.config.vocab_size, " tokens"));
     }
-    ASSIGN_OR_RETURN(const std::vector<int32_t> ids, TokenizeFile(flags_.text, *tokenizer_));
-    windows_ = CutWindows(ids, flags_.window, flags_.limit);
-    if (windows_.count() == 0) {
-      return absl::InvalidArgumentError(absl::StrCat(flags_.text, ": ", ids.size(),
-                                                     " tokens, not one window of ", flags_.window));
-    }
-    prefix_ids_ = bundle_.model.prefix_token_ids;
+    const std::string difference = TokenizerDifference(a.tokenizer, b.tokenizer);
+    if (!difference.empty()) return refuse(absl::StrCat("different tokenizers: ", difference));
+    context_ = std::min(context_, b.model.config.max_position_embeddings);
     return absl::OkStatus();
   }
 
   absl::Status LoadSource() {
-    ASSIGN_OR_RETURN(const ProvenanceSource provenance, ReadProvenance(bundle_.provenance_json));
+    std::vector<ProvenanceSource> provenance;
+    for (const std::unique_ptr<Loaded>& loaded : bundles_) {
+      absl::StatusOr<ProvenanceSource> read = ReadProvenance(loaded->bundle.provenance_json);
+      if (!read.ok()) return Annotate(read.status(), loaded->path);
+      provenance.push_back(*std::move(read));
+    }
     ASSIGN_OR_RETURN(Checkpoint checkpoint,
                      ImportCheckpoint(flags_.source, [&](std::string_view, double fraction) {
                        progress_.Update(fraction, "source");
                      }));
-    if (checkpoint.source_sha256 != provenance.sha256) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(flags_.source, " (SHA-256 ", checkpoint.source_sha256,
-                       ") is not the source of this bundle: that is ", provenance.name,
-                       " (SHA-256 ", provenance.sha256, ")"));
+    if (bundles_.empty()) {
+      vocab_size_ = checkpoint.model.config.vocab_size;
+      context_ = checkpoint.model.config.max_position_embeddings;
+      ASSIGN_OR_RETURN(tokenizer_, Tokenizer::Create(checkpoint.tokenizer));
     }
-    source_ = std::move(checkpoint.model);
-    if (!flags_.simulation) return absl::OkStatus();
-    if (provenance.scales.layers.size() != source_.layers.size()) {
-      return absl::InvalidArgumentError("provenance: scales of another number of layers");
+    source_.emplace(std::move(checkpoint), pool_);
+    for (size_t i = 0; i < bundles_.size(); ++i) {
+      RETURN_IF_ERROR(
+          source_->CheckSourceOf(bundles_[i]->bundle, provenance[i], bundles_[i]->path));
     }
-    rotated_ = source_;
-    FoldAndRotate(rotated_, provenance.rotation, *gemm_, pool_);
-    scales_ = provenance.scales;
-    simulation_model_ = MakeIntegerForwardModel(bundle_.model, rotated_, *gemm_, pool_);
-    simulation_.emplace(simulation_model_, *gemm_, pool_);
-    // K and V of the prefix in the rotated basis.
-    const ForwardModel model =
-        MakeForwardModel(rotated_, simulation_model_.online, WeightKind::kFloat32, *gemm_, pool_);
-    simulation_prefix_ = FloatForward(model, *gemm_, pool_).ComputePrefix(prefix_ids_);
+    if (!provenance.empty()) provenance_ = std::move(provenance[0]);
     return absl::OkStatus();
   }
 
-  std::function<void(int32_t)> Report(const char* what) {
-    return [this, what](int32_t done) {
-      progress_.Update(static_cast<double>(done) / windows_.count(),
-                       absl::StrCat(what, ", window ", done, " of ", windows_.count()));
-    };
-  }
-
-  absl::Status MeasureAlone(Figures* figures) {
-    ExecutorLogits integer(*executor_);
-    ASSIGN_OR_RETURN(const std::vector<double> loss,
-                     WindowLosses(integer, windows_, pool_, Report("integer")));
-    figures->integer_perplexity = Perplexity(loss);
-    return absl::OkStatus();
-  }
-
-  absl::Status MeasureAgainstFloat(Figures* figures) {
-    const ForwardModel model = MakeForwardModel(source_, {}, WeightKind::kFloat32, *gemm_, pool_);
-    FloatForward forward(model, *gemm_, pool_);
-    const FloatPrefix prefix = forward.ComputePrefix(prefix_ids_);
-    ForwardLogits reference(forward, {.prefix = &prefix});
-    ExecutorLogits integer(*executor_);
-    std::vector<LogitSource*> models = {&integer};
-    std::optional<ForwardLogits> simulated;
-    if (simulation_) {
-      simulated.emplace(*simulation_,
-                        ForwardOptions{.prefix = &simulation_prefix_, .scales = &scales_});
-      models.push_back(&*simulated);
-    }
-    ASSIGN_OR_RETURN(const std::vector<Comparison> result,
-                     Compare(reference, models, windows_, pool_, Report("float and integer")));
-    figures->integer_perplexity = Perplexity(result[0].loss);
-    Figures::Float& against = figures->against_float.emplace();
-    against.prefix_perplexity = against.perplexity = Perplexity(result[0].teacher_loss);
-    against.relative = RelativeTo(result[0].teacher_loss, result[0].loss);
-    against.kl_mean = against.kl_bos_mean = result[0].kl_mean;
-    against.top1_agreement = result[0].top1_agreement;
-    if (simulated) {
-      figures->simulation =
-          Figures::Simulation{.perplexity = Perplexity(result[1].loss),
-                              .kl_mean = result[1].kl_mean,
-                              .top1_agreement = result[1].top1_agreement,
-                              .relative = RelativeTo(result[1].teacher_loss, result[1].loss)};
-    }
+  // What float is measured behind. Without a source the list only bounds the window.
+  absl::Status ChooseReferences() {
     const std::vector<int32_t> bos = BosAlone(*tokenizer_);
-    if (bos == prefix_ids_) return absl::OkStatus();
-    const FloatPrefix bos_prefix = forward.ComputePrefix(bos);
-    ForwardLogits bos_reference(forward, {.prefix = &bos_prefix});
-    ASSIGN_OR_RETURN(
-        const std::vector<Comparison> bos_result,
-        Compare(bos_reference, {&integer}, windows_, pool_, Report("float behind BOS alone")));
-    against.perplexity = Perplexity(bos_result[0].teacher_loss);
-    against.kl_bos_mean = bos_result[0].kl_mean;
+    const auto add = [&](std::string name, const std::vector<int32_t>& ids) {
+      references_.push_back({std::move(name), ids, JsonQuote(tokenizer_->Decode(ids, false))});
+    };
+    // Two bundles are measured against the same references, so a prefix must be that of both.
+    const bool have_own =
+        bundles_.size() == 1 || (bundles_.size() == 2 && figures_.bundles[0].prefix_token_ids ==
+                                                             figures_.bundles[1].prefix_token_ids);
+    const std::string& wanted = flags_.prefix;
+    if (wanted == "own" && !have_own) {
+      return absl::InvalidArgumentError(
+          bundles_.empty() ? "--prefix own is the prefix of a bundle, and there is none"
+                           : "--prefix own: the two bundles have different prefixes");
+    }
+    if (wanted == "bos" && bos.empty()) {
+      return absl::InvalidArgumentError(
+          "--prefix bos: the tokenizer has no beginning-of-sequence token");
+    }
+    if ((wanted.empty() || wanted == "own") && have_own) {
+      const std::vector<int32_t>& own = figures_.bundles[0].prefix_token_ids;
+      add(own == bos ? "bos" : "own", own);
+    }
+    const bool has_bos = !references_.empty() && references_[0].name == "bos";
+    if ((wanted.empty() || wanted == "bos") && !has_bos) add("bos", bos);
+    if (wanted == "none") add("none", {});
+    if (!references_.empty()) return absl::OkStatus();
+    ASSIGN_OR_RETURN(const std::vector<int32_t> ids, ParseIds(wanted));
+    add("ids", ids);
     return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::vector<int32_t>> ParseIds(const std::string& text) const {
+    std::vector<int32_t> ids;
+    for (const absl::string_view part : absl::StrSplit(text, ',')) {
+      int32_t id = 0;
+      if (!absl::SimpleAtoi(part, &id)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--prefix '", text, "': must be own, bos, none or token ids such as 1,2"));
+      }
+      if (id < 0 || id >= vocab_size_) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--prefix: token ", id, " is outside the vocabulary of ", vocab_size_));
+      }
+      ids.push_back(id);
+    }
+    return ids;
+  }
+
+  absl::Status ReadText() {
+    size_t longest = 0;
+    for (const EvalBundle& bundle : figures_.bundles)
+      longest = std::max(longest, bundle.prefix_token_ids.size());
+    if (!flags_.source.empty()) {
+      for (const EvalReference& reference : references_)
+        longest = std::max(longest, reference.token_ids.size());
+    }
+    const int64_t room = context_ - static_cast<int64_t>(longest);
+    const int64_t window =
+        flags_.window == 0 ? std::min<int64_t>(kDefaultWindow, room) : flags_.window;
+    if (window < 2 || window > room) {
+      return absl::InvalidArgumentError(absl::StrCat("--window ", window, ": must be in [2, ", room,
+                                                     "] for this model and prefix"));
+    }
+    if (flags_.stride < 0 || flags_.stride > window) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--stride ", flags_.stride, ": must be in [1, ", window, "], the window, or 0 for it"));
+    }
+    ASSIGN_OR_RETURN(windows_, ReadTextWindows(flags_.text, *tokenizer_,
+                                               {.tokens = static_cast<int32_t>(window),
+                                                .stride = flags_.stride,
+                                                .limit = flags_.limit}));
+    figures_.text = flags_.text;
+    figures_.windows = windows_.count();
+    figures_.window_tokens = windows_.tokens;
+    figures_.stride = windows_.stride == 0 ? windows_.tokens : windows_.stride;
+    for (int32_t i = 0; i < windows_.count(); ++i)
+      figures_.tokens += windows_.tokens - windows_.first_scored(i);
+    if (windows_.tokens < window) {
+      progress_.Say(absl::StrCat(flags_.text, " has ", windows_.tokens,
+                                 " tokens: one window of that length instead of ", window));
+    }
+    return absl::OkStatus();
+  }
+
+  // References first, then everything that is measured against them.
+  absl::Status AddModels() {
+    if (source_) {
+      figures_.references = references_;
+      for (const EvalReference& reference : references_)
+        sources_.push_back(&source_->Float(reference.token_ids));
+      if (references_.size() > 1) AddModel("float", sources_[0], /*first_reference=*/1);
+    }
+    // Before the engine takes the bundle's model.
+    LogitSource* simulation = nullptr;
+    if (flags_.simulation) {
+      ASSIGN_OR_RETURN(simulation, source_->Simulation(bundles_[0]->bundle, provenance_));
+    }
+    for (const std::unique_ptr<Loaded>& loaded : bundles_) {
+      RETURN_IF_ERROR(StartEngine(*loaded));
+      AddModel(loaded == bundles_[0] ? "integer" : "against", &*loaded->logits);
+    }
+    if (simulation != nullptr) AddModel("simulation", simulation);
+    if (!flags_.dynamic) return absl::OkStatus();
+    const std::vector<int32_t>& prefix = references_[0].token_ids;
+    AddModel("dynamic_rotated", &source_->Dynamic(provenance_.rotation, prefix));
+    AddModel("dynamic_plain", &source_->Dynamic(kPlainBasis, prefix));
+    return absl::OkStatus();
+  }
+
+  void AddModel(std::string name, LogitSource* source, size_t first_reference = 0) {
+    const auto known = std::find(sources_.begin(), sources_.end(), source);
+    const int32_t index = static_cast<int32_t>(known - sources_.begin());
+    if (known == sources_.end()) sources_.push_back(source);
+    for (size_t r = first_reference; r < figures_.references.size(); ++r)
+      pairs_.push_back({.teacher = static_cast<int32_t>(r), .model = index});
+    figures_.models.push_back({.name = std::move(name)});
+    model_sources_.push_back(index);
+  }
+
+  absl::Status StartEngine(Loaded& loaded) {
+    CpuExecutorOptions options;
+    options.threads = pool_.thread_count();
+    options.max_step_tokens = options.max_step_logits = kStepTokens;
+    options.kv_cache_bytes =
+        KvBlockBytes(loaded.bundle.model.config) * (windows_.tokens / kKvBlockTokens + 1);
+    ASSIGN_OR_RETURN(loaded.executor, CpuExecutor::Create(std::move(loaded.bundle.model), options));
+    loaded.logits.emplace(*loaded.executor);
+    return absl::OkStatus();
+  }
+
+  absl::Status MeasureAll() {
+    ASSIGN_OR_RETURN(const Measurement measured,
+                     Measure(sources_, pairs_, windows_, pool_, [&](int32_t done) {
+                       progress_.Update(static_cast<double>(done) / windows_.count(),
+                                        absl::StrCat("window ", done, " of ", windows_.count()));
+                     }));
+    const std::vector<double> weights = windows_.PredictionCounts();
+    for (size_t r = 0; r < figures_.references.size(); ++r)
+      figures_.references[r].perplexity = Perplexity(measured.loss[r], weights);
+    for (size_t m = 0; m < figures_.models.size(); ++m) {
+      EvalModel& model = figures_.models[m];
+      const int32_t source = model_sources_[m];
+      model.perplexity = Perplexity(measured.loss[source], weights);
+      for (size_t p = 0; p < pairs_.size(); ++p) {
+        if (pairs_[p].model != source) continue;
+        const Divergence& d = measured.divergence[p];
+        const int32_t teacher = pairs_[p].teacher;
+        model.against.push_back(
+            {.reference = figures_.references[teacher].name,
+             .relative = RelativeTo(measured.loss[teacher], measured.loss[source], weights),
+             .kl_mean = d.kl_mean,
+             .kl_median = Percentile(d.token_kl, 0.5),
+             .kl_p99 = Percentile(d.token_kl, 0.99),
+             .top1_agreement = d.top1_agreement});
+      }
+    }
+    if (bundles_.size() == 2) CompareBundles(measured, weights);
+    return absl::OkStatus();
+  }
+
+  int32_t SourceOf(const std::string& name) const {
+    for (size_t m = 0; m < figures_.models.size(); ++m) {
+      if (figures_.models[m].name == name) return model_sources_[m];
+    }
+    return -1;
+  }
+
+  void CompareBundles(const Measurement& measured, const std::vector<double>& weights) {
+    EvalComparison& comparison = figures_.comparison.emplace();
+    const int32_t a = SourceOf("integer"), b = SourceOf("against");
+    comparison.log_ratio =
+        PairedBootstrap(measured.loss[b], measured.loss[a], weights, comparison.bootstrap);
+    std::vector<double> tokens(windows_.count());
+    for (int32_t w = 0; w < windows_.count(); ++w)
+      tokens[w] = windows_.tokens - windows_.first_scored(w);
+    for (size_t r = 0; r < figures_.references.size(); ++r) {
+      const auto kl = [&](int32_t model) -> const std::vector<double>& {
+        size_t p = 0;
+        while (pairs_[p].model != model || pairs_[p].teacher != static_cast<int32_t>(r)) ++p;
+        return measured.divergence[p].window_kl;
+      };
+      comparison.kl.push_back({figures_.references[r].name,
+                               PairedBootstrap(kl(b), kl(a), tokens, comparison.bootstrap)});
+    }
   }
 
   const EvalFlags& flags_;
   Progress& progress_;
   ThreadPool& pool_;
-  const std::unique_ptr<FloatGemm> gemm_;
-  Bundle bundle_;
+  std::vector<std::unique_ptr<Loaded>> bundles_;
   std::unique_ptr<Tokenizer> tokenizer_;
+  int32_t vocab_size_ = 0, context_ = 0;
+  std::optional<FloatSide> source_;
+  ProvenanceSource provenance_;  // of the first bundle; without one the default rotation
+  std::vector<EvalReference> references_;
   Windows windows_;
-  std::vector<int32_t> prefix_ids_;
-  FloatModel source_;
-  std::unique_ptr<CpuExecutor> executor_;
-  // For --simulation.
-  FloatModel rotated_;
-  Scales scales_;
-  ForwardModel simulation_model_;
-  std::optional<FloatForward> simulation_;
-  FloatPrefix simulation_prefix_;
+  EvalFigures figures_;
+  std::vector<LogitSource*> sources_;   // the references, then the others
+  std::vector<int32_t> model_sources_;  // of each of figures_.models
+  std::vector<TeacherAndModel> pairs_;
 };
 
-void WritePerplexity(const char* key, double value, JsonWriter* json) {
-  json->Key(key);
-  json->BeginObject();
-  json->Field("perplexity", value);
-  json->EndObject();
-}
-
-std::string ToJson(const Figures& f) {
-  JsonWriter json;
-  json.BeginObject();
-  json.Field("tokens", f.tokens);
-  json.Field("windows", f.windows);
-  if (f.against_float) {
-    WritePerplexity("float", f.against_float->perplexity, &json);
-    WritePerplexity("float_prefix", f.against_float->prefix_perplexity, &json);
+absl::Status CheckFlags(const EvalFlags& flags) {
+  const auto refuse = [](absl::string_view message) { return absl::InvalidArgumentError(message); };
+  if (flags.limit < 0)
+    return refuse(absl::StrCat("--limit ", flags.limit, ": must not be negative"));
+  if (flags.float_alone) {
+    if (!flags.bundle.empty() || !flags.against.empty() || flags.simulation)
+      return refuse("--float measures the source alone: no bundle, --against or --simulation");
+    if (flags.source.empty()) return refuse("--float needs --source");
+    return absl::OkStatus();
   }
-  WritePerplexity("integer", f.integer_perplexity, &json);
-  if (f.against_float) {
-    json.Field("relative_percent", f.against_float->relative.percent);
-    json.Field("standard_error_percent", f.against_float->relative.standard_error_percent);
-    json.Field("kl_mean", f.against_float->kl_mean);
-    json.Field("top1_agreement", f.against_float->top1_agreement);
-    json.Field("kl_bos_mean", f.against_float->kl_bos_mean);
+  if (flags.bundle.empty()) return refuse("which bundle? or --float with --source");
+  const std::pair<bool, const char*> need_source[] = {{flags.simulation, "--simulation"},
+                                                      {flags.dynamic, "--dynamic"},
+                                                      {!flags.prefix.empty(), "--prefix"}};
+  for (const auto& [given, name] : need_source) {
+    if (given && flags.source.empty()) return refuse(absl::StrCat(name, " needs --source"));
   }
-  if (f.simulation) {
-    json.Key("simulation");
-    json.BeginObject();
-    json.Field("perplexity", f.simulation->perplexity);
-    json.Field("relative_percent", f.simulation->relative.percent);
-    json.Field("standard_error_percent", f.simulation->relative.standard_error_percent);
-    json.Field("kl_mean", f.simulation->kl_mean);
-    json.Field("top1_agreement", f.simulation->top1_agreement);
-    json.EndObject();
-  }
-  json.EndObject();
-  return json.Take();
-}
-
-std::string ToText(const Figures& f) {
-  std::string text = absl::StrFormat("%d windows, %d tokens\n", f.windows, f.tokens);
-  const auto line = [&](const char* name, double perplexity) {
-    absl::StrAppendFormat(&text, "%-24s perplexity %9.4f", name, perplexity);
-  };
-  const auto figures = [&](const RelativePerplexity& relative, double kl, double top1) {
-    absl::StrAppendFormat(&text, "  %+.3f %% +- %.3f  KL %.5f  top-1 %.2f %%\n", relative.percent,
-                          relative.standard_error_percent, kl, 100 * top1);
-  };
-  if (f.against_float) {
-    line("float", f.against_float->perplexity);
-    text += "\n";
-    line("float behind the prefix", f.against_float->prefix_perplexity);
-    text += "\n";
-  }
-  line("integer", f.integer_perplexity);
-  if (!f.against_float) return text;
-  figures(f.against_float->relative, f.against_float->kl_mean, f.against_float->top1_agreement);
-  if (f.simulation) {
-    line("simulation", f.simulation->perplexity);
-    figures(f.simulation->relative, f.simulation->kl_mean, f.simulation->top1_agreement);
-  }
-  absl::StrAppendFormat(&text, "KL to float behind BOS alone: %.5f\n",
-                        f.against_float->kl_bos_mean);
-  text.pop_back();
-  return text;
-}
-
-// Tells which source a bundle was made of; a bundle of another maker has no such record, which is
-// no reason to fail.
-void HintAtSource(const std::string& bundle_path) {
-  const absl::StatusOr<Bundle> bundle = ReadBundle(bundle_path);
-  if (!bundle.ok()) return;
-  const absl::StatusOr<ProvenanceSource> source = ReadProvenance(bundle->provenance_json);
-  if (!source.ok()) return;
-  std::cerr << "figures against float need --source: " << source->name << ", SHA-256 "
-            << source->sha256 << "\n";
+  if (!flags.against.empty() && (flags.simulation || flags.dynamic))
+    return refuse("--against compares integer engines: no --simulation or --dynamic");
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status RunEval(const EvalFlags& flags) {
   ASSIGN_OR_RETURN(const int threads, ResolveThreads(flags.threads));
-  if (flags.limit < 0)
-    return absl::InvalidArgumentError(
-        absl::StrCat("--limit ", flags.limit, ": must not be negative"));
-  if (flags.simulation && flags.source.empty())
-    return absl::InvalidArgumentError("--simulation needs --source");
+  RETURN_IF_ERROR(CheckFlags(flags));
   ThreadPool pool(threads);
   const std::unique_ptr<Progress> progress =
       CreateProgress(flags.progress, {{"load", 5}, {"measure", 100}});
-  const absl::StatusOr<Figures> figures = Eval(flags, *progress, pool).Run();
+  Eval eval(flags, *progress, pool);
+  const absl::StatusOr<EvalFigures> figures = eval.Run();
   progress->Finish();
   RETURN_IF_ERROR(figures.status());
-  if (flags.source.empty()) HintAtSource(flags.bundle);
-  std::cout << (flags.json ? ToJson(*figures) : ToText(*figures)) << "\n";
+  const std::string hint = flags.source.empty() ? eval.SourceHint() : "";
+  if (!hint.empty()) std::cerr << hint << "\n";
+  std::cout << (flags.json ? EvalToJson(*figures) : EvalToText(*figures)) << "\n";
   return absl::OkStatus();
 }
 

@@ -1,12 +1,12 @@
-#include <algorithm>
 #include <iostream>
+#include <map>
+#include <string>
 
-#include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "base/json_writer.h"
 #include "base/status_macros.h"
 #include "bundle/bundle.h"
 #include "bundle/format.h"
+#include "calibrator/bundle_description.h"
 #include "calibrator/verbs.h"
 
 namespace fixpoint {
@@ -30,29 +30,74 @@ void WriteConfig(const ModelConfig& c, JsonWriter* json) {
   json->EndObject();
 }
 
+void WriteIds(const char* key, const std::vector<int32_t>& ids, JsonWriter* json) {
+  json->Key(key);
+  json->BeginArray();
+  for (const int32_t id : ids) json->Int(id);
+  json->EndArray();
+}
+
+void WriteTokenizer(const Bundle& b, JsonWriter* json) {
+  WriteIds("prefix_token_ids", b.model.prefix_token_ids, json);
+  json->Key("prefix_tokens");
+  json->BeginArray();
+  for (const int32_t id : b.model.prefix_token_ids) {
+    // Rows of padding have no token.
+    const bool known = static_cast<size_t>(id) < b.tokenizer.tokens.size();
+    json->String(known ? b.tokenizer.tokens[id] : "");
+  }
+  json->EndArray();
+  json->Key("tokenizer");
+  json->BeginObject();
+  json->Field("kind", TokenizerName(b.tokenizer));
+  json->Field("tokens", static_cast<int64_t>(b.tokenizer.tokens.size()));
+  json->Field("bos_id", b.tokenizer.bos_id);
+  WriteIds("eos_ids", b.tokenizer.eos_ids, json);
+  json->EndObject();
+}
+
+void WriteSites(const Bundle& b, JsonWriter* json) {
+  const std::map<std::string, double> saturated = SaturatedShares(b);
+  json->Key("sites");
+  json->BeginArray();
+  for (const SiteInfo& site : b.sites) {
+    json->BeginObject();
+    json->Field("name", site.name);
+    json->Field("bits", site.bits);
+    json->Field("granularity", site.granularity);
+    json->Field("scale", site.scale);
+    const auto share = saturated.find(site.name);
+    if (share != saturated.end()) json->Field("saturated_share", share->second);
+    json->EndObject();
+  }
+  json->EndArray();
+}
+
+void WriteParts(const Bundle& b, JsonWriter* json) {
+  json->Key("file_parts");
+  json->BeginArray();
+  for (const FilePart& part : FileParts(b)) {
+    json->BeginObject();
+    json->Field("name", part.name);
+    json->Field("sections", part.sections);
+    json->Field("bytes", part.bytes);
+    json->EndObject();
+  }
+  json->EndArray();
+}
+
 std::string ToJson(const Bundle& b) {
   JsonWriter json;
   json.BeginObject();
   json.Field("digest", b.digest);
   json.Field("golden_digest", b.golden_digest);
   json.Field("file_bytes", b.file_bytes);
+  json.Field("bundle_version", int64_t{kBundleVersion});
   json.Field("numerics_version", int64_t{kNumericsVersion});
   WriteConfig(b.model.config, &json);
-  json.Key("prefix_token_ids");
-  json.BeginArray();
-  for (const int32_t id : b.model.prefix_token_ids) json.Int(id);
-  json.EndArray();
-  json.Key("sites");
-  json.BeginArray();
-  for (const SiteInfo& site : b.sites) {
-    json.BeginObject();
-    json.Field("name", site.name);
-    json.Field("bits", site.bits);
-    json.Field("granularity", site.granularity);
-    json.Field("scale", site.scale);
-    json.EndObject();
-  }
-  json.EndArray();
+  WriteTokenizer(b, &json);
+  WriteSites(b, &json);
+  WriteParts(b, &json);
   json.Field("chat_template_bytes", static_cast<int64_t>(b.chat_template.size()));
   json.Key("provenance");
   json.Raw(b.provenance_json);
@@ -60,43 +105,12 @@ std::string ToJson(const Bundle& b) {
   return json.Take();
 }
 
-std::string ToText(const Bundle& b) {
-  const ModelConfig& c = b.model.config;
-  std::vector<std::string> wide;
-  for (const SiteInfo& site : b.sites) {
-    if (site.bits == 16) wide.push_back(site.name);
-  }
-  std::string text;
-  absl::StrAppendFormat(&text, "digest         %s\n", b.digest);
-  absl::StrAppendFormat(&text, "golden digest  %s\n", b.golden_digest);
-  absl::StrAppendFormat(&text, "size           %.1f MB, bundle version %d, numerics version %d\n",
-                        static_cast<double>(b.file_bytes) / 1e6, kBundleVersion, kNumericsVersion);
-  absl::StrAppendFormat(&text,
-                        "model          %d layers, hidden %d, intermediate %d, %d heads (%d for K "
-                        "and V) of %d, vocabulary %d\n",
-                        c.num_hidden_layers, c.hidden_size, c.intermediate_size,
-                        c.num_attention_heads, c.num_key_value_heads, c.head_dim, c.vocab_size);
-  absl::StrAppendFormat(&text, "context        %d tokens, prefix [%s]\n", c.max_position_embeddings,
-                        absl::StrJoin(b.model.prefix_token_ids, ", "));
-  absl::StrAppendFormat(&text, "rotations      down_proj block %d, q and k %s\n",
-                        c.down_hadamard_block, c.qk_hadamard ? "Hadamard" : "plain");
-  absl::StrAppendFormat(&text, "fixed point    residual 2^-%d, logits 2^-%d\n",
-                        c.residual_fraction_bits, c.logit_fraction_bits);
-  absl::StrAppendFormat(
-      &text, "tokenizer      %d tokens, chat template %s\n", b.tokenizer.tokens.size(),
-      b.chat_template.empty() ? "none" : absl::StrFormat("of %d bytes", b.chat_template.size()));
-  absl::StrAppendFormat(&text, "int16 inputs   %s\n",
-                        wide.empty() ? "none" : absl::StrJoin(wide, " "));
-  absl::StrAppendFormat(&text, "provenance     %s\n", b.provenance_json);
-  text.pop_back();
-  return text;
-}
-
 }  // namespace
 
 absl::Status RunInspect(const InspectFlags& flags) {
   ASSIGN_OR_RETURN(const Bundle bundle, ReadBundle(flags.bundle));
-  std::cout << (flags.json ? ToJson(bundle) : ToText(bundle)) << "\n";
+  std::cout << (flags.json ? ToJson(bundle) : DescribeBundle(bundle, flags.bundle, flags.sites))
+            << "\n";
   return absl::OkStatus();
 }
 

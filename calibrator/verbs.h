@@ -3,12 +3,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "calibrator/progress.h"
+#include "calibrator/train/trainer.h"
 #include "text/tokenizer.h"
 
 namespace fixpoint {
@@ -20,16 +22,36 @@ struct CalibrateFlags {
   uint64_t seed = 0;
   int threads = 0;  // 0: every CPU that the process may use
   ProgressKind progress = ProgressKind::kBar;
+  std::string objective = "kl";         // "kl", "ce", "none"
+  std::string granularity = "channel";  // "tensor", "channel"
+  std::string vectors = "gain";         // "gain", "folded"
+  std::string rounding = "gptq";        // "gptq", "nearest"
+  std::string int16_inputs = "auto";    // "auto", "none"
+  TrainOptions training;                // steps, rates and batches; the rest is set from the above
+  std::optional<double> gain_rate;      // none: 0.002, or 0.005 for "ce"
+  bool no_prefix_search = false;
+  std::string report;      // empty: OUTPUT.report.html
+  std::string checkpoint;  // empty: OUTPUT.checkpoint
+  double checkpoint_seconds = 60;
+  bool resume = false;
+  std::string device = "cpu";
 };
 absl::Status RunCalibrate(const CalibrateFlags& flags);
 
 struct EvalFlags {
   std::string bundle, text;
-  std::string source;  // empty: the integer engine alone
-  int32_t window = 1024;
-  int32_t limit = 0;  // windows; 0: all
+  std::string source;   // empty: the integer engine alone
+  std::string against;  // another bundle to compare with
+  // What float is measured behind: "own", "bos", "none" or token ids such as "1,2"; empty: own and
+  // bos. Needs source.
+  std::string prefix;
+  int32_t window = 0;  // tokens; 0: 1024, or all that the model has room for
+  int32_t stride = 0;  // tokens from one window to the next; 0: window
+  int32_t limit = 0;   // windows, evenly spread; 0: all
   bool json = false;
-  bool simulation = false;  // needs source
+  bool simulation = false;   // needs source
+  bool dynamic = false;      // needs source
+  bool float_alone = false;  // the source without a bundle
   int threads = 0;
   ProgressKind progress = ProgressKind::kBar;
 };
@@ -62,8 +84,23 @@ absl::Status RunRender(const RenderFlags& flags);
 struct InspectFlags {
   std::string bundle;
   bool json = false;
+  bool sites = false;  // list every site
 };
 absl::Status RunInspect(const InspectFlags& flags);
+
+struct ExportFlags {
+  std::string bundle, source, output;
+  std::string to = "compressed-tensors";
+  std::vector<std::string> corpus;
+  std::string ignore = "auto";  // or "none"
+  std::string budget = "1%";
+  uint64_t seed = 0;
+  bool json = false;
+  int threads = 0;
+  ProgressKind progress = ProgressKind::kBar;
+};
+// In verb_export.cc, which is part of the program and not of the calibrator's library.
+absl::Status RunExport(const ExportFlags& flags);
 
 // --threads: 0 means all CPUs; INVALID_ARGUMENT outside [0, 1024].
 absl::StatusOr<int> ResolveThreads(int threads);

@@ -48,7 +48,7 @@ if [ "$fast" = 0 ]; then
   step "calibration of the real model"
   corpus=()
   [ -n "${FIXPOINT_DATA:-}" ] && corpus=(--corpus "$FIXPOINT_DATA/calibration.txt")
-  build/release/bin/fixpoint-calibrate "$FIXPOINT_MODEL" -o "$FIXPOINT_BUNDLE" "${corpus[@]}" --progress none
+  build/release/bin/fixpoint-calibrate "$FIXPOINT_MODEL" -o "$FIXPOINT_BUNDLE" "${corpus[@]}" --steps 10 --progress none
   build/release/bin/fixpoint-calibrate inspect "$FIXPOINT_BUNDLE"
 fi
 

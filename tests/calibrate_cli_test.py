@@ -19,11 +19,6 @@ def refused(result, *words, status=1):
         assert word in result.stderr, result.stderr
 
 
-@pytest.mark.parametrize("flag", ["--objective", "--granularity", "--steps", "--resume", "--device"])
-def test_flags_that_do_not_work_yet_are_refused_by_name(calibrate, flag):
-    refused(run(calibrate, "model.gguf", "-o", "out.fixpoint", flag, "1"), flag, status=2)
-
-
 def test_missing_arguments_are_named(calibrate, tmp_path):
     refused(run(calibrate), "MODEL")
     refused(run(calibrate, "model.gguf"), "-o")

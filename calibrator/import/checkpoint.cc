@@ -13,6 +13,7 @@
 #include "base/digest.h"
 #include "base/file.h"
 #include "base/status_macros.h"
+#include "calibrator/import/compressed_tensors_reader.h"
 #include "calibrator/import/gguf_checkpoint.h"
 #include "calibrator/import/gguf_reader.h"
 #include "calibrator/import/hf_checkpoint.h"
@@ -184,6 +185,13 @@ absl::StatusOr<Checkpoint> ImportDirectory(const std::string& path,
   Checkpoint checkpoint;
   checkpoint.source_format = "safetensors";
   checkpoint.source_types = DescribeTypes(safetensors);
+  std::optional<CompressedTensorsSource> int8;
+  if (config.compressed_tensors) {
+    ASSIGN_OR_RETURN(int8, CompressedTensorsSource::Create(safetensors));
+    checkpoint.input_scales = int8->input_scales();
+    checkpoint.source_types = DescribeTypes(*int8);
+  }
+  const TensorSource& weights = int8 ? static_cast<const TensorSource&>(*int8) : safetensors;
   ASSIGN_OR_RETURN(TokenizerAndTemplate tokenizer,
                    ReadHfTokenizer(directory, "tokenizer.json", std::move(config.eos_ids)));
   checkpoint.tokenizer = std::move(tokenizer.tokenizer);
@@ -191,7 +199,7 @@ absl::StatusOr<Checkpoint> ImportDirectory(const std::string& path,
   checkpoint.model.config = config.config;
   RETURN_IF_ERROR(CheckVocabulary(checkpoint, path, progress));
   ASSIGN_OR_RETURN(checkpoint.source_sha256, directory.Sha256(progress));
-  ASSIGN_OR_RETURN(checkpoint.model, ReadLlamaWeights(config.config, safetensors,
+  ASSIGN_OR_RETURN(checkpoint.model, ReadLlamaWeights(config.config, weights,
                                                       CheckpointFormat::kHuggingFace, progress));
   checkpoint.model.rope_inverse_frequency = InverseFrequencies(config.rope, config.config.head_dim);
   return checkpoint;

@@ -21,6 +21,9 @@ namespace fixpoint {
 //   so), not the reverse. eos_ids of a directory: those of generation_config.json, else of
 //   config.json, else of the tokenizer; well-known names of the end of a turn among its special
 //   tokens are added. chat_template: chat_template.jinja, else tokenizer_config.json.
+//   A directory in the compressed-tensors format with symmetric int8 weights
+//   (compressed_tensors_reader.h) gives them as float32(q) * scale, and static input scales in
+//   input_scales.
 //   source_sha256: of a GGUF file, its SHA-256. Of a directory, the SHA-256 of the text that
 //   `sha256sum FILES` prints ("DIGEST  NAME\n" per file, bare names) for the files that were read,
 //   in byte order of names.

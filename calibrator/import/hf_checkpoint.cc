@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "calibrator/import/compressed_tensors_reader.h"
 #include "calibrator/import/json.h"
 #include "calibrator/import/llama_weights.h"
 
@@ -105,9 +106,8 @@ absl::Status RefuseVariants(const JsonObject& root) {
     if (value.value_or(false)) return Unsupported(root, key, "true is not supported");
   }
   for (const absl::string_view key :
-       {"quantization_config", "compression_config", "num_experts", "num_local_experts",
-        "final_logit_softcapping", "attn_logit_softcapping", "no_rope_layers", "text_config",
-        "vision_config"}) {
+       {"compression_config", "num_experts", "num_local_experts", "final_logit_softcapping",
+        "attn_logit_softcapping", "no_rope_layers", "text_config", "vision_config"}) {
     if (root.Find(key).has_value()) return Unsupported(root, key, "is not supported");
   }
   for (const absl::string_view key :
@@ -255,6 +255,12 @@ absl::StatusOr<HfConfig> ParseHfConfig(absl::string_view text, const std::string
   RETURN_IF_ERROR(ValidateFloatConfig(config, place));
   RETURN_IF_ERROR(RefuseVariants(root));
   RETURN_IF_ERROR(RefuseSlidingWindow(root, *architecture, config.max_position_embeddings));
+  ASSIGN_OR_RETURN(const std::optional<JsonObject> quantization,
+                   root.FindObject("quantization_config"));
+  if (quantization.has_value()) {
+    RETURN_IF_ERROR(CheckCompressedTensorsConfig(*quantization));
+    result.compressed_tensors = true;
+  }
   ASSIGN_OR_RETURN(result.rope, ParseRope(root));
   config.rope_theta = result.rope.theta;
   ASSIGN_OR_RETURN(result.eos_ids, EosIds(root));

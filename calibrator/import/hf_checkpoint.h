@@ -15,12 +15,14 @@ namespace fixpoint {
 struct HfConfig {
   FloatConfig config;
   RopeSpec rope;
-  std::vector<int32_t> eos_ids;  // of config.json, empty where absent
+  std::vector<int32_t> eos_ids;     // of config.json, empty where absent
+  bool compressed_tensors = false;  // int8 weights: CompressedTensorsSource reads them
 };
 
 // config.json. Keys of transformers 4 and 5 (rope_theta and rope_scaling, or rope_parameters; type
 // or rope_type). UNIMPLEMENTED naming key and value for every architecture, activation, bias,
-// window, scaling or quantization that is not understood. `place` (the path) begins every message.
+// window, scaling or quantization that is not understood (CheckCompressedTensorsConfig is). `place`
+// (the path) begins every message.
 absl::StatusOr<HfConfig> ParseHfConfig(absl::string_view text, const std::string& place);
 
 // eos_token_id (one id or a list) of generation_config.json; empty where absent.

@@ -133,7 +133,14 @@ int RunImport(const std::string& path) {
             << "\", \"source_types\": \"" << checkpoint->source_types << "\", \"source_sha256\": \""
             << checkpoint->source_sha256 << "\", \"seconds\": " << seconds << ",\n";
   PrintTensors(model);
-  std::cout << "}\n";
+  std::cout << ",\n\"input_scales\": {"
+            << absl::StrJoin(checkpoint->input_scales, ", ",
+                             [](std::string* out, const std::pair<const std::string, float>& item) {
+                               char text[32];
+                               std::snprintf(text, sizeof(text), "%.9g", item.second);
+                               absl::StrAppend(out, "\"", item.first, "\": ", text);
+                             })
+            << "}}\n";
   return 0;
 }
 

@@ -330,4 +330,14 @@ absl::Status Safetensors::Read(size_t index, absl::Span<float> out) const {
   return CheckFinite(out, section);
 }
 
+absl::Status Safetensors::ReadInt8(size_t index, int64_t first, absl::Span<int8_t> out) const {
+  const TensorInfo& info = tensors_[index];
+  CHECK(info.type == "I8") << info.name;
+  CHECK(first >= 0 && first + static_cast<int64_t>(out.size()) <= info.num_elements) << info.name;
+  const RandomAccessFile& file = files_[placements_[index].file];
+  return Annotate(
+      file.ReadAt(placements_[index].offset + static_cast<uint64_t>(first), out.size(), out.data()),
+      absl::StrCat(file.path(), ": tensor ", Printable(info.name)));
+}
+
 }  // namespace fixpoint

@@ -48,6 +48,8 @@ class Safetensors : public TensorSource {
   const std::string& PathOf(size_t index) const override;
   // F32, F16 and BF16 only.
   absl::Status Read(size_t index, absl::Span<float> out) const override;
+  // Elements [first, first + out.size()) of a tensor of dtype I8 (CHECKed, like the range).
+  absl::Status ReadInt8(size_t index, int64_t first, absl::Span<int8_t> out) const;
 
  private:
   struct Placement {

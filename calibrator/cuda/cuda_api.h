@@ -1,0 +1,62 @@
+// The functions of the CUDA runtime and cuBLASLt that the calibrator calls, as a table that is
+// filled when the program runs: a binary that was built with CUDA starts on a machine without it.
+// Compiled only where CUDA's headers are (FIXPOINT_CUDA in CMakeLists.txt).
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+// Only functions whose signature is the same in CUDA 12 and 13.
+#define FIXPOINT_CUDA_RUNTIME_FUNCTIONS(F) \
+  F(cudaDeviceGetAttribute)                \
+  F(cudaFree)                              \
+  F(cudaGetDeviceCount)                    \
+  F(cudaGetErrorName)                      \
+  F(cudaGetErrorString)                    \
+  F(cudaGetLastError)                      \
+  F(cudaMalloc)                            \
+  F(cudaMemGetInfo)                        \
+  F(cudaMemcpy2DAsync)                     \
+  F(cudaSetDevice)                         \
+  F(cudaStreamCreateWithFlags)             \
+  F(cudaStreamDestroy)                     \
+  F(cudaStreamSynchronize)
+
+#define FIXPOINT_CUBLASLT_FUNCTIONS(F)    \
+  F(cublasLtCreate)                       \
+  F(cublasLtDestroy)                      \
+  F(cublasLtGetStatusName)                \
+  F(cublasLtMatmul)                       \
+  F(cublasLtMatmulAlgoGetHeuristic)       \
+  F(cublasLtMatmulDescCreate)             \
+  F(cublasLtMatmulDescDestroy)            \
+  F(cublasLtMatmulDescSetAttribute)       \
+  F(cublasLtMatmulPreferenceCreate)       \
+  F(cublasLtMatmulPreferenceDestroy)      \
+  F(cublasLtMatmulPreferenceSetAttribute) \
+  F(cublasLtMatrixLayoutCreate)           \
+  F(cublasLtMatrixLayoutDestroy)
+
+namespace fixpoint {
+
+struct CudaApi {
+#define FIXPOINT_MEMBER(name) decltype(&::name) name = nullptr;
+  FIXPOINT_CUDA_RUNTIME_FUNCTIONS(FIXPOINT_MEMBER)
+  FIXPOINT_CUBLASLT_FUNCTIONS(FIXPOINT_MEMBER)
+#undef FIXPOINT_MEMBER
+
+  // OK for success; RESOURCE_EXHAUSTED for a lack of device memory, which leaves the device usable;
+  // INTERNAL, with the error's name, for the rest, most of which do not.
+  absl::Status Check(cudaError_t error, absl::string_view what) const;
+  absl::Status Check(cublasStatus_t status, absl::string_view what) const;
+};
+
+// Loads libcudart and libcublasLt, version 13 or else 12, at the first call; they stay loaded.
+// FAILED_PRECONDITION says which was not found. Thread-safe.
+absl::StatusOr<const CudaApi*> LoadCudaApi();
+
+}  // namespace fixpoint
