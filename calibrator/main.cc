@@ -58,7 +58,7 @@ void AddTraining(CLI::App& app, CalibrateFlags& f) {
   option("--scale-rate", f.training.scale_rate, "relative change of a scale in a step")
       ->check(CLI::Range(0.0, 1.0));
   app.add_option("--gain-rate", f.gain_rate,
-                 "the same of a channel's gain (default: 0.002, with ce 0.005)")
+                 "the same of a channel's gain (default: 0.001, with ce 0.005)")
       ->check(CLI::Range(0.0, 1.0));
   option("--prefix-rate", f.training.prefix_rate,
          "change of the prefix's K and V in a step, in units of their size; 0: they stay")

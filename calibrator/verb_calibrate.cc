@@ -88,7 +88,7 @@ absl::StatusOr<CalibrationSettings> SettingsOf(const CalibrateFlags& flags) {
   settings.training.objective = flags.objective == "kl"   ? Objective::kKl
                                 : flags.objective == "ce" ? Objective::kCe
                                                           : Objective::kNone;
-  settings.training.gain_rate = flags.gain_rate.value_or(flags.objective == "ce" ? 5e-3 : 2e-3);
+  settings.training.gain_rate = flags.gain_rate.value_or(flags.objective == "ce" ? 5e-3 : 1e-3);
   settings.training.granularity =
       flags.granularity == "tensor" ? Granularity::kTensor : Granularity::kChannel;
   settings.training.vectors = flags.vectors == "folded" ? Vectors::kFolded : Vectors::kGain;

@@ -28,7 +28,7 @@ struct CalibrateFlags {
   std::string rounding = "gptq";        // "gptq", "nearest"
   std::string int16_inputs = "auto";    // "auto", "none"
   TrainOptions training;                // steps, rates and batches; the rest is set from the above
-  std::optional<double> gain_rate;      // none: 0.002, or 0.005 for "ce"
+  std::optional<double> gain_rate;      // none: 0.001, or 0.005 for "ce"
   bool no_prefix_search = false;
   std::string report;      // empty: OUTPUT.report.html
   std::string checkpoint;  // empty: OUTPUT.checkpoint

@@ -102,12 +102,13 @@ def exported(request, calibrate, tmp_path_factory):
     words = ["the", "in", "their", "water", "then", "other", "rain", "over", "1996", "\u00e9t\u00e9", "."]
     corpus.write_text(" ".join(random.choice(words, 12000)), encoding="utf-8")
     # The bundle only lends scales and provenance: its own quality does not matter here.
-    result = run(calibrate, source, "-o", bundle, "--corpus", corpus, "--progress", "none", "--budget", "20%", *method)
+    result = run(calibrate, source, "-o", bundle, "--corpus", corpus, "--progress", "none", "--budget", "20%", "--threads", 1,
+                 *method)
     assert result.returncode == 0, result.stderr
     outputs = {}
     for ignore, budget in [("none", "1%"), ("auto", "3%")]:
         result = run(calibrate, "export", bundle, "--source", source, "-o", folder / ignore, "--corpus", corpus,
-                     "--ignore", ignore, "--budget", budget, "--json", "--progress", "none")
+                     "--ignore", ignore, "--budget", budget, "--json", "--progress", "none", "--threads", 1)
         assert result.returncode == 0, result.stderr
         assert "not carried over" in result.stderr
         outputs[ignore] = (folder / ignore, json.loads(result.stdout))
@@ -224,13 +225,20 @@ def test_the_file_says_the_same_to_compressed_tensors(exported):
         assert set(args) == {"num_bits", "type", "symmetric", "strategy", "dynamic"}
 
 
-def reference_logits(folder, ids):
-    """The checkpoint's forward pass in numpy, float64 but for the roundings that the format asks for."""
+def to_bf16(x):
+    bits = numpy.ascontiguousarray(x, dtype="<f4").view("<u4")
+    return ((bits + 0x7fff + (bits >> 16 & 1)) & numpy.uint32(0xffff0000)).view("<f4").astype("float64")
+
+
+def reference_logits(folder, ids, activation=lambda x: x):
+    """The checkpoint's forward pass in numpy, float64 but for the roundings that the format asks for; `activation` rounds what
+    products read before that."""
     config = json.loads((folder / "config.json").read_text())
     tensors = {name: (dtype, array.astype("float64")) for name, (dtype, array) in read(folder).items()}
 
     def linear(name, x):
         dtype, weight = tensors[name + ".weight"]
+        x = activation(x)
         if dtype == "I8":
             scale = tensors[name + ".input_scale"][1][0]
             quantized = numpy.clip(numpy.rint(x / scale), -128, 127)
@@ -255,15 +263,16 @@ def reference_logits(folder, ids):
         p = f"model.layers.{layer}."
         x = norm(p + "input_layernorm", h)
         q, k, v = (linear(p + f"self_attn.{n}_proj", x).reshape(len(ids), -1, HEAD_DIM) for n in "qkv")
-        k, v = (numpy.repeat(t, HEADS // KV_HEADS, 1) for t in (rope(k), v))
-        scores = numpy.einsum("thd,shd->hts", rope(q), k) / HEAD_DIM ** 0.5 + mask
+        q, k, v = (activation(t) for t in (rope(q), rope(k), v))
+        k, v = (numpy.repeat(t, HEADS // KV_HEADS, 1) for t in (k, v))
+        scores = numpy.einsum("thd,shd->hts", q, k) / HEAD_DIM ** 0.5 + mask
         weights = numpy.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         h = h + linear(p + "self_attn.o_proj", numpy.einsum("hts,shd->thd", weights, v).reshape(len(ids), -1))
         x = norm(p + "post_attention_layernorm", h)
         gate = linear(p + "mlp.gate_proj", x)
         h = h + linear(p + "mlp.down_proj", gate / (1 + numpy.exp(-gate)) * linear(p + "mlp.up_proj", x))
-    return norm("model.norm", h) @ tensors["lm_head.weight"][1].T
+    return activation(norm("model.norm", h)) @ tensors["lm_head.weight"][1].T
 
 
 def held_out_windows(source, corpus):
@@ -285,16 +294,16 @@ def test_the_reported_perplexity_is_that_of_the_files(exported, ignore):
     assert sum(map(len, windows)) == summary["tokens"]
     losses = []
     for ids in windows:
-        logits = reference_logits(folder, ids)[:-1]
+        logits = reference_logits(folder, ids, to_bf16)[:-1]
         logs = logits - logits.max(-1, keepdims=True)
         logs -= numpy.log(numpy.exp(logs).sum(-1, keepdims=True))
         losses.append(-logs[numpy.arange(len(ids) - 1), ids[1:]].mean())
     perplexity = numpy.exp(numpy.mean(losses))
     print(f"numpy {perplexity:.4f}, reported {summary['exported']['perplexity']:.4f}, float {summary['float_perplexity']:.4f}")
-    # The simulation rounds inputs to bf16 before int8, the reference does not.
-    assert abs(summary["exported"]["perplexity"] / perplexity - 1) < 0.005
+    # Sums in another order move values over the edge of a rounding now and then; in this random model that is felt.
+    assert abs(summary["exported"]["perplexity"] / perplexity - 1) < 0.01
     if ignore == "none":
-        assert abs(summary["float_perplexity"] / perplexity - 1) > 0.01, "too close to float to tell them apart"
+        assert abs(summary["float_perplexity"] / perplexity - 1) > 0.02, "too close to float to tell them apart"
 
 
 @pytest.mark.parametrize("ignore", ["none", "auto"])

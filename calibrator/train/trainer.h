@@ -30,8 +30,8 @@ struct TrainOptions {
   Vectors vectors = Vectors::kGain;
   bool round = true;  // false: the float control, gains alone and nothing rounded
   // Relative change a step at full rate; prefix values: in units of their root mean square.
-  double scale_rate = 1e-2;
-  double gain_rate = 2e-3;
+  double scale_rate = 5e-3;
+  double gain_rate = 1e-3;
   double prefix_rate = 0;
   int32_t steps = 100;
   int32_t batch_windows = 4;
