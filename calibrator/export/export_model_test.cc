@@ -188,8 +188,9 @@ TEST(RoundExportTest, IntegersAreNearWeightsAreBf16) {
         ASSERT_GT(step, 0);
         ASSERT_NE(q.values[j], -128);
         // Half a step, unless the value was clipped.
-        if (std::abs(q.values[j]) < 127)
+        if (std::abs(q.values[j]) < 127) {
           ASSERT_NEAR(q.values[j] * step, w.data[j], step * 0.50001f) << kExportLinearList[i].name;
+        }
         ASSERT_NEAR(bf16.data[j], w.data[j], std::abs(w.data[j]) / 256);
       }
     }
