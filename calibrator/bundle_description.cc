@@ -247,9 +247,8 @@ class Describer {
   void Figures() {
     const Part held_out = root_.In("held_out");
     if (!held_out) return;
-    Line("figures", "held-out text, %g tokens; float: perplexity %.4f, behind the prefix %.4f",
-         held_out.Number("tokens").value_or(0), held_out.Number("float_perplexity").value_or(0),
-         held_out.Number("float_prefix_perplexity").value_or(0));
+    Line("figures", "held-out text, %g tokens; float: perplexity %.4f",
+         held_out.Number("tokens").value_or(0), held_out.Number("float_perplexity").value_or(0));
     absl::StrAppendFormat(&text_, "  %-24s %10s  %19s  %8s  %8s\n", "", "perplexity", "over float",
                           "KL", "top-1");
     held_out.ForEach([&](const std::string& name, simdjson::dom::element value) {
@@ -263,8 +262,6 @@ class Describer {
           model.Number("standard_error_percent").value_or(0), model.Number("kl_mean").value_or(0),
           100 * model.Number("top1_agreement").value_or(0));
     });
-    if (const auto kl = held_out.Number("integer_kl_bos_mean"))
-      absl::StrAppendFormat(&text_, "  integer engine, KL to float behind BOS alone: %.5f\n", *kl);
   }
 
   // The list of the bundle's own sites is the truth; what each cost and bought is the maker's word.

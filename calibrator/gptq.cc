@@ -221,31 +221,4 @@ absl::StatusOr<IntegerLinear> RoundWithMoments(const Matrix& w, const std::vecto
   return result;
 }
 
-double RoundingLoss(const Matrix& w, const IntegerLinear& rounded, const SecondMoments& moments,
-                    ThreadPool& pool) {
-  CHECK_EQ(CheckedDepth(moments), w.cols);
-  CHECK(rounded.outputs == w.rows && rounded.depth == w.cols)
-      << rounded.outputs << " x " << rounded.depth << " against " << w.rows << " x " << w.cols;
-  std::vector<float> difference(w.data.size()), product(w.data.size());
-  for (int64_t r = 0; r < w.rows; ++r) {
-    for (int64_t i = r * w.cols; i < (r + 1) * w.cols; ++i) {
-      difference[i] = w.data[i] - rounded.steps[r] * static_cast<float>(rounded.values[i]);
-    }
-  }
-  CreateCpuGemm(pool)->Multiply({.rows = w.rows,
-                                 .outputs = w.cols,
-                                 .depth = w.cols,
-                                 .x = difference.data(),
-                                 .x_stride = w.cols,
-                                 .w = moments.sums.data(),
-                                 .w_stride = w.cols,
-                                 .y = product.data(),
-                                 .y_stride = w.cols});
-  double sum = 0;
-  for (size_t i = 0; i < difference.size(); ++i) {
-    sum += static_cast<double>(difference[i]) * product[i];
-  }
-  return sum;
-}
-
 }  // namespace fixpoint

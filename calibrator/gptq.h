@@ -50,9 +50,4 @@ absl::StatusOr<IntegerLinear> RoundWithMoments(const Matrix& w, const std::vecto
                                                const SecondMoments& moments,
                                                const GptqOptions& options, ThreadPool& pool);
 
-// What rounding costs: sum over rows of d^T moments d, d = w - step * q; it is the squared error of
-// the layer's output over the calibration tokens, in the moments' units. Relative error about 1e-5.
-double RoundingLoss(const Matrix& w, const IntegerLinear& rounded, const SecondMoments& moments,
-                    ThreadPool& pool);
-
 }  // namespace fixpoint

@@ -282,14 +282,5 @@ TEST(GptqThreadsTest, AnyNumberOfThreadsGivesTheSameIntegers) {
   }
 }
 
-TEST(RoundingLossTest, IsTheQuadraticFormOfTheErrors) {
-  const Matrix w = GaussianWeights(9, 75, 18);
-  const IntegerLinear rounded = RoundToNearest(w, StepsOfMaxima(w));
-  const SecondMoments moments = CorrelatedMoments(75, 5, 0.1, 19);
-  ThreadPool pool(2);
-  const double expected = Loss(w, rounded, moments);
-  EXPECT_NEAR(RoundingLoss(w, rounded, moments, pool), expected, 1e-5 * expected);
-}
-
 }  // namespace
 }  // namespace fixpoint

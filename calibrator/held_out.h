@@ -11,8 +11,8 @@
 
 namespace fixpoint {
 
-// Keeps the teacher's logits, and the residual streams of the base scales: a measurement starts at
-// the first layer whose scales differ from the base's, which halves the work of a site search.
+// Keeps the residual streams of the base scales: a measurement starts at the first layer whose
+// scales differ from the base's, which halves the work of a site search.
 class HeldOutMeasurer : public SiteMeasurer {
  public:
   // All must outlive it. `teacher` is asked in each measurement: CachedLogits. `student` has int8

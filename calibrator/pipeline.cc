@@ -1,31 +1,32 @@
 #include "calibrator/pipeline.h"
 
-#include <algorithm>
-#include <cmath>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
-#include "base/check.h"
-#include "base/digest.h"
 #include "base/status_macros.h"
 #include "bundle/bundle.h"
+#include "calibrator/calibration_text.h"
+#include "calibrator/collect_statistics.h"
 #include "calibrator/evaluate.h"
 #include "calibrator/float_forward.h"
 #include "calibrator/float_side.h"
 #include "calibrator/gemm_device.h"
-#include "calibrator/generate.h"
 #include "calibrator/held_out.h"
 #include "calibrator/integer_weights.h"
 #include "calibrator/prefix.h"
 #include "calibrator/prefix_search.h"
+#include "calibrator/product_peak.h"
 #include "calibrator/provenance.h"
 #include "calibrator/quantize.h"
+#include "calibrator/ranges.h"
 #include "calibrator/report_data.h"
 #include "calibrator/samples.h"
+#include "calibrator/site_list.h"
+#include "calibrator/train/fingerprint.h"
+#include "calibrator/train/training_run.h"
 #include "calibrator/vector_loops.h"
 #include "calibrator/weight_rounding.h"
 #include "engine/golden.h"
@@ -33,10 +34,7 @@
 namespace fixpoint {
 namespace {
 
-constexpr int64_t kBatchTokens = 2048;
-constexpr int64_t kLogitRows = 128;
-constexpr int64_t kMaxCachedLogitBytes = 1 << 30;
-constexpr int64_t kMaxTeacherBytes = 1 << 30;
+constexpr int32_t kStepTokens = 128;    // of the engine when it is measured
 constexpr int32_t kMomentWindows = 64;  // of text for GPTQ
 
 enum Stage : size_t {
@@ -107,59 +105,22 @@ class Calibration {
     const FloatPrefix prefix = float_forward.ComputePrefix(StartTokens());
     if (prefix.size() == 0)
       progress_.Say("the model has no beginning-of-sequence token: calibrating without a prefix");
-    if (!settings_.corpus_files.empty()) {
-      ASSIGN_OR_RETURN(corpus_,
-                       ReadCorpus(settings_.corpus_files, *tokenizer_, settings_.file_windows));
-    } else {
-      corpus_ = WriteOwnText(plain, prefix);
-    }
-    RETURN_IF_ERROR(FitText(prefix.size()));
+    ASSIGN_OR_RETURN(corpus_, TakeCalibrationText({.settings = &settings_,
+                                                   .tokenizer = tokenizer_.get(),
+                                                   .chat_template = checkpoint_.chat_template,
+                                                   .model = &rotated(),
+                                                   .online = plain,
+                                                   .prefix = &prefix},
+                                                  *gemm_, pool_, [&](double share) {
+                                                    progress_.Update(0.8 * share,
+                                                                     "written by the model");
+                                                  }));
     ForwardLogits reference(float_forward, {.prefix = &prefix});
     ASSIGN_OR_RETURN(teacher_, CachedLogits::Create(reference, corpus_.held_out, pool_));
     progress_.Update(0.9);
     const ForwardModel int8 = MakeForwardModel(rotated(), plain, WeightKind::kInt8, *gemm_, pool_);
     FloatForward dynamic(int8, *gemm_, pool_);
     return Measure("dynamic_plain", dynamic, {.prefix = &prefix, .dynamic_int8 = true});
-  }
-
-  // Windows that fit into the model and, with the teacher's logits and states, into memory.
-  absl::Status FitText(int32_t prefix_tokens) {
-    const int32_t room = config().max_position_embeddings - prefix_tokens;
-    if (corpus_.train.tokens > room) {
-      return absl::InvalidArgumentError(absl::StrCat("the model has room for ", room,
-                                                     " tokens, calibration windows have ",
-                                                     corpus_.train.tokens));
-    }
-    const auto limit = [](int64_t window_bytes, int64_t max_bytes, Windows* windows) {
-      const int64_t count = std::clamp<int64_t>(max_bytes / window_bytes, 1, windows->count());
-      windows->token_ids.resize(count * windows->tokens);
-    };
-    limit(int64_t{corpus_.held_out.tokens} * config().vocab_size * 2, kMaxCachedLogitBytes,
-          &corpus_.held_out);
-    limit(int64_t{corpus_.train.tokens} * config().hidden_size * 4, kMaxTeacherBytes,
-          &corpus_.train);
-    return absl::OkStatus();
-  }
-
-  Corpus WriteOwnText(const OnlineTransforms& plain, const FloatPrefix& prefix) {
-    const CorpusLimits& limits = settings_.own_windows;
-    const ForwardModel bf16 = MakeForwardModel(rotated(), plain, WeightKind::kBf16, *gemm_, pool_);
-    FloatForward forward(bf16, *gemm_, pool_);
-    const std::vector<Opening> openings =
-        ChooseOpenings(*tokenizer_, checkpoint_.chat_template, prefix.token_ids,
-                       limits.max_train + limits.max_held_out, settings_.seed);
-    const GenerateOptions options{.tokens = kCorpusWindowTokens,
-                                  .seed = settings_.seed,
-                                  .control_ids = ControlIds(*tokenizer_)};
-    const Windows all = GenerateWindows(
-        forward, config(), prefix, openings, options, pool_,
-        [&](double share) { progress_.Update(0.8 * share, "written by the model"); });
-    Corpus corpus = SplitWindows(all, limits);
-    corpus.source = "self-generated";
-    Sha256 digest;
-    digest.Update(all.token_ids.data(), all.token_ids.size() * sizeof(int32_t));
-    corpus.digest = digest.FinishHex();
-    return corpus;
   }
 
   absl::Status Rotate() {
@@ -197,28 +158,10 @@ class Calibration {
     return absl::OkStatus();
   }
 
-  // Histograms and ranges of the student's values, gains applied and nothing rounded but weights.
   Statistics TakeStatistics(const Scales* gains) {
-    StatisticsCollector collector(config(), pool_.thread_count());
-    const ForwardOptions options{.prefix = &prefix_,
-                                 .scales = gains,
-                                 .round = false,
-                                 .precise_activations = false,
-                                 .statistics = &collector};
     const Windows text = EvenWindows(corpus_.train, settings_.statistics_windows);
-    const int32_t step = static_cast<int32_t>(std::max<int64_t>(1, kBatchTokens / text.tokens));
-    std::vector<float> logits(kLogitRows * config().vocab_size);
-    for (int32_t first = 0; first < text.count(); first += step) {
-      progress_.Update(static_cast<double>(first) / text.count(), "statistics");
-      const int32_t count = std::min(step, text.count() - first);
-      student_->Run({.token_ids = text.window(first), .sequences = count, .tokens = text.tokens},
-                    options);
-      const int64_t rows = int64_t{count} * text.tokens;
-      for (int64_t row = 0; row < rows; row += kLogitRows) {
-        student_->Logits(row, std::min(rows, row + kLogitRows), logits.data());
-      }
-    }
-    return collector.Result();
+    return CollectStatistics(*student_, config(), prefix_, gains, text, pool_,
+                             [&](double share) { progress_.Update(share, "statistics"); });
   }
 
   void TakeFirstStatistics() {
@@ -249,9 +192,7 @@ class Calibration {
     RETURN_IF_ERROR(Measure("untrained", *student_, {.prefix = &prefix_, .scales = &scales()}));
     untrained_ = scales();
     const auto progress = [&](double share) { progress_.Update(share, "clips"); };
-    ASSIGN_OR_RETURN(refined_sites_,
-                     RefineScales(config(), statistics_, {}, measurer, &scales(), progress));
-    return absl::OkStatus();
+    return RefineScales(config(), statistics_, {}, measurer, &scales(), progress).status();
   }
 
   SiteSearchOptions SiteOptions() const {
@@ -327,7 +268,14 @@ class Calibration {
     if (!settings_.checkpoint_path.empty())
       input.checkpoint_path =
           absl::StrCat(settings_.checkpoint_path, options.round ? "" : ".control");
-    input.fingerprint = Fingerprint(options);
+    input.fingerprint = TrainingFingerprint({.source_sha256 = checkpoint_.source_sha256,
+                                             .corpus = &corpus_,
+                                             .settings = &settings_,
+                                             .options = options,
+                                             .rounding = rounding_,
+                                             .prefix_token_ids = prefix_.token_ids,
+                                             .vector_loops = Vec().name,
+                                             .bf16 = gemm_->fast_bf16()});
     stop_.armed = true;
     auto result = RunTraining(
         input, options, *gemm_, pool_, stop_.requested,
@@ -353,10 +301,11 @@ class Calibration {
     scales() = training_->scales;
     prefix_ = training_->prefix;
     const TrainState& state = training_->details.state;
+    if (settings_.device == "cpu") product_peak_ = MeasureProductPeak(gemm_->fast_bf16(), pool_);
     progress_.Say(absl::StrFormat(
-        "trained %d steps (%s), best after %d: held-out %.5f -> %.5f, %.0f tokens/s", state.step,
+        "trained %d steps (%s), best after %d: held-out %.5f -> %.5f, %.0f tokens/s%s", state.step,
         training_->details.stop_reason, state.best_step, state.first_held_out, state.best_held_out,
-        training_->tokens_per_second));
+        training_->tokens_per_second, ShareOfPeak()));
     statistics_ = TakeStatistics(&scales());
     if (!settings_.int16_inputs || settings_.training.objective != Objective::kKl)
       return absl::OkStatus();
@@ -371,6 +320,14 @@ class Calibration {
     more.kl_start = sites_.kl_start;
     sites_ = std::move(more);
     return absl::OkStatus();
+  }
+
+  std::string ShareOfPeak() const {
+    if (product_peak_ == 0) return "";
+    return absl::StrFormat(", %.2f of %.2f TFLOP/s in %s products (%.0f %%)",
+                           training_->flops_per_second / 1e12, product_peak_ / 1e12,
+                           gemm_->fast_bf16() ? "bf16" : "float32",
+                           100 * training_->flops_per_second / product_peak_);
   }
 
   // The adapted model's share of float training: the same gains in float, same text, same steps.
@@ -389,25 +346,6 @@ class Calibration {
                    {.prefix = &control.prefix, .scales = &control.scales, .round = false});
   }
 
-  // Of everything that a training's result depends on.
-  std::string Fingerprint(const TrainOptions& o) const {
-    Sha256 digest;
-    digest.Update(absl::StrCat(FIXPOINT_VERSION, "|", checkpoint_.source_sha256, "|",
-                               corpus_.digest, "|", corpus_.train.count(), "|",
-                               corpus_.held_out.count(), "|", settings_.budget, "|",
-                               settings_.rotation.seed, "|", settings_.int16_inputs, "|", rounding_,
-                               "|", absl::StrJoin(prefix_.token_ids, ",")));
-    digest.Update(absl::StrCat("|", static_cast<int>(o.objective), "|",
-                               static_cast<int>(o.granularity), "|", static_cast<int>(o.vectors),
-                               "|", o.round, "|", o.scale_rate, "|", o.gain_rate, "|",
-                               o.prefix_rate, "|", o.steps, "|", o.batch_windows, "|",
-                               o.micro_windows, "|", o.clip_norm, "|", o.average_decay));
-    digest.Update(absl::StrCat("|", o.seed, "|", o.judge_every, "|", o.patience, "|",
-                               pool_.thread_count() > 0 ? Vec().name : "", "|",
-                               gemm_->fast_bf16()));
-    return digest.FinishHex();
-  }
-
   absl::Status Quantize() {
     Enter(kQuantize);
     ASSIGN_OR_RETURN(bundle_.model,
@@ -421,7 +359,7 @@ class Calibration {
     RETURN_IF_ERROR(Measure("static", *student_, {.prefix = &prefix_, .scales = &scales()}));
     CpuExecutorOptions options;
     options.threads = pool_.thread_count();
-    options.max_step_tokens = options.max_step_logits = static_cast<int32_t>(kLogitRows);
+    options.max_step_tokens = options.max_step_logits = kStepTokens;
     options.kv_cache_bytes =
         KvBlockBytes(bundle_.model.config) * (corpus_.held_out.tokens / kKvBlockTokens + 1);
     ASSIGN_OR_RETURN(const std::unique_ptr<CpuExecutor> executor,
@@ -432,12 +370,9 @@ class Calibration {
     progress_.Update(0.4);
     ExecutorLogits integer(*executor);
     RETURN_IF_ERROR(Measure("integer", integer));
-    figures_.integer_kl_bos_mean = figures_.Find("integer").kl_mean;
-    figures_.float_prefix_perplexity = figures_.float_bos_perplexity;
     if (prefix_.token_ids != StartTokens()) {
       const FloatPrefix own = float_forward_->ComputePrefix(prefix_.token_ids);
       RETURN_IF_ERROR(Measure("float_prefix", *float_forward_, {.prefix = &own}));
-      figures_.float_prefix_perplexity = figures_.Find("float_prefix").perplexity;
     }
     progress_.Update(0.8);
     ASSIGN_OR_RETURN(samples_, WriteSamples({.tokenizer = tokenizer_.get(),
@@ -455,22 +390,17 @@ class Calibration {
   }
 
   absl::Status Measure(const char* name, LogitSource& source) {
-    ASSIGN_OR_RETURN(const std::vector<Comparison> result,
-                     Compare(*teacher_, {&source}, corpus_.held_out, pool_));
-    figures_.tokens = static_cast<int64_t>(corpus_.held_out.token_ids.size());
-    figures_.float_bos_perplexity = Perplexity(result[0].teacher_loss);
-    figures_.models.push_back({.name = name,
-                               .perplexity = Perplexity(result[0].loss),
-                               .relative = RelativeTo(result[0].teacher_loss, result[0].loss),
-                               .kl_mean = result[0].kl_mean,
-                               .top1_agreement = result[0].top1_agreement});
-    return absl::OkStatus();
+    return figures_.Add(name, *teacher_, source, corpus_.held_out, pool_);
   }
 
   CalibrationResult Finish() {
     bundle_.tokenizer = checkpoint_.tokenizer;
     bundle_.chat_template = checkpoint_.chat_template;
-    if (training_) summary_ = Summarize();
+    if (training_) {
+      summary_ = Summarize(*training_, settings_.training, corpus_.train.tokens, figures_);
+      summary_->peak_flops_per_second = product_peak_;
+    }
+    bundle_.sites = ListSites(config(), scales());
     ProvenanceInput input{.checkpoint = &checkpoint_,
                           .source_name = source_name_,
                           .settings = &settings_,
@@ -478,14 +408,14 @@ class Calibration {
                           .scales = &scales(),
                           .online = online_,
                           .head_clip = head_clip_,
-                          .method = MethodUsed(),
+                          .method = DescribeMethod(settings_.training, rounding_),
                           .training = summary_ ? &*summary_ : nullptr,
                           .sites = &sites_,
                           .figures = &figures_,
+                          .saturation = SaturatedShares(config(), scales(), statistics_),
                           .durations = progress_.Durations(),
                           .threads = pool_.thread_count(),
                           .bf16 = gemm_->fast_bf16()};
-    DescribeSites(&input);
     bundle_.provenance_json = WriteProvenance(input);
     ReportInput report{.provenance = &input,
                        .tokenizer = tokenizer_.get(),
@@ -501,84 +431,6 @@ class Calibration {
             .figures = std::move(figures_),
             .sites = std::move(sites_),
             .training = std::move(summary_)};
-  }
-
-  Method MethodUsed() const {
-    const TrainOptions& o = settings_.training;
-    Method method;
-    method.objective = !trains() ? "none" : o.objective == Objective::kKl ? "kl" : "ce";
-    if (trains()) {
-      method.granularity = o.granularity == Granularity::kTensor ? "tensor" : "channel";
-      method.vectors = o.vectors == Vectors::kGain ? "gain" : "folded";
-    }
-    method.rounding = rounding_;
-    return method;
-  }
-
-  TrainingSummary Summarize() const {
-    const TrainOptions& o = settings_.training;
-    const TrainState& state = training_->details.state;
-    TrainingSummary s;
-    s.scale_learning_rate = o.scale_rate;
-    s.gain_learning_rate = o.granularity == Granularity::kChannel ? o.gain_rate : 0;
-    s.steps = state.step;
-    s.planned_steps = o.steps;
-    s.best_step = state.best_step;
-    s.tokens = state.step * o.batch_windows * corpus_.train.tokens;
-    s.step_windows = o.batch_windows;
-    s.micro_batch_windows = o.micro_windows;
-    s.window_tokens = corpus_.train.tokens;
-    s.seed = o.seed;
-    s.stopped_by = training_->details.stop_reason;
-    if (!state.points.empty()) {
-      s.loss_first = state.points.front().loss;
-      s.loss_last = state.points.back().loss;
-    }
-    s.held_out_kl_before = figures_.Find("untrained").kl_mean;
-    s.held_out_kl_after = figures_.Find("static").kl_mean;
-    s.seconds = training_->details.seconds;
-    s.tokens_per_second = training_->tokens_per_second;
-    if (o.objective == Objective::kCe) {
-      const HeldOutFigures::Model& control = figures_.Find("float_control");
-      s.control = FloatControl{
-          .perplexity = control.perplexity,
-          .relative_percent = control.relative.percent,
-          .standard_error_percent = control.relative.standard_error_percent,
-          .gap_percent = 100 * (figures_.Find("integer").perplexity / control.perplexity - 1)};
-    }
-    return s;
-  }
-
-  // The bundle's list of sites, and how much of the calibration text saturates at each.
-  void DescribeSites(ProvenanceInput* input) {
-    const auto add = [&](const std::string& name, const LinearSite& site,
-                         const MagnitudeHistogram& histogram) {
-      bundle_.sites.push_back({.name = name,
-                               .bits = site.wide ? 16 : 8,
-                               .granularity = site.gain.empty() ? "tensor" : "channel",
-                               .scale = absl::StrFormat("%.9g", site.scale)});
-      input->saturation.push_back({name, histogram.ShareAbove(127.5 * site.scale)});
-    };
-    const auto add_heads = [&](const std::string& name, const std::vector<double>& scales,
-                               const std::vector<float>& gain) {
-      bundle_.sites.push_back(
-          {.name = name,
-           .bits = 8,
-           .granularity = gain.empty() ? "head" : "channel",
-           .scale = absl::StrFormat("%.9g", *std::max_element(scales.begin(), scales.end()))});
-    };
-    const int32_t layers = config().num_hidden_layers;
-    for (int32_t i = 0; i < layers; ++i) {
-      const LayerScales& s = scales().layers[i];
-      for (int32_t j = 0; j < kLayerLinearSites; ++j) {
-        const LayerSite site = static_cast<LayerSite>(j);
-        add(SiteName({i, site}, layers), s.linear(site), statistics_.layers[i].linear[j]);
-      }
-      add_heads(absl::StrCat("layers.", i, ".q"), s.q, s.q_gain);
-      add_heads(absl::StrCat("layers.", i, ".k"), s.k, s.k_gain);
-      add_heads(absl::StrCat("layers.", i, ".v"), s.v, s.v_gain);
-    }
-    add("head_in", scales().head_in, statistics_.head_in);
   }
 
   Checkpoint checkpoint_;  // the model is folded and rotated in place
@@ -604,10 +456,10 @@ class Calibration {
   Statistics first_statistics_, statistics_;
   std::string head_clip_;
   SiteSearchResult sites_;  // with the scales at hand
-  int32_t refined_sites_ = 0;
   Scales untrained_;
   std::string rounding_ = "nearest";
   std::optional<TrainingRunResult> training_;
+  double product_peak_ = 0;  // of this machine, in operations a second; 0: not measured
   std::optional<TrainingSummary> summary_;
   HeldOutFigures figures_;
   std::vector<ReportSample> samples_;
@@ -616,15 +468,13 @@ class Calibration {
 
 }  // namespace
 
-double KlTarget(double budget) { return 1.2 * std::log1p(budget); }
-
 std::vector<Progress::Stage> CalibrationStages(const CalibrationSettings& settings) {
   // Rough seconds for SmolLM2-135M on two cores.
   const double step = settings.training.objective == Objective::kNone
                           ? 0
                           : 2.5 * settings.training.batch_windows / 4.0 * settings.training.steps;
   const double control = settings.training.objective == Objective::kCe ? step : 0;
-  return {{"text", settings.corpus_files.empty() ? 400.0 : 45.0},
+  return {{"text", settings.corpus_files.empty() ? 240.0 : 45.0},
           {"rotate", settings.prefix_search ? 60.0 : 20.0},
           {"statistics", 30},
           {"scales", 10},
@@ -634,13 +484,6 @@ std::vector<Progress::Stage> CalibrationStages(const CalibrationSettings& settin
           {"float control", control},
           {"quantize", 6},
           {"verify", 25}};
-}
-
-const HeldOutFigures::Model& HeldOutFigures::Find(const std::string& name) const {
-  const auto found = std::find_if(models.begin(), models.end(),
-                                  [&](const Model& model) { return model.name == name; });
-  CHECK(found != models.end()) << name;
-  return *found;
 }
 
 absl::StatusOr<CalibrationResult> Calibrate(Checkpoint checkpoint, const std::string& source_name,

@@ -131,6 +131,8 @@ void WriteTraining(const TrainingSummary& t, JsonWriter* json) {
   json->Field("held_out_kl_after", t.held_out_kl_after);
   json->Field("seconds", t.seconds);
   json->Field("tokens_per_second", t.tokens_per_second);
+  json->Field("flops_per_second", t.flops_per_second);
+  json->Field("peak_flops_per_second", t.peak_flops_per_second);
   if (t.control) {
     json->Key("float_control");
     json->BeginObject();
@@ -168,9 +170,7 @@ void WriteFigures(const HeldOutFigures& figures, JsonWriter* json) {
   json->Key("held_out");
   json->BeginObject();
   json->Field("tokens", figures.tokens);
-  json->Field("float_perplexity", figures.float_bos_perplexity);
-  json->Field("float_prefix_perplexity", figures.float_prefix_perplexity);
-  json->Field("integer_kl_bos_mean", figures.integer_kl_bos_mean);
+  json->Field("float_perplexity", figures.float_perplexity);
   for (const HeldOutFigures::Model& model : figures.models) {
     json->Key(model.name);
     json->BeginObject();

@@ -8,24 +8,13 @@
 
 #include "absl/status/statusor.h"
 #include "calibrator/calibration.h"
-#include "calibrator/pipeline.h"
+#include "calibrator/calibration_settings.h"
+#include "calibrator/held_out_figures.h"
+#include "calibrator/progress.h"
+#include "calibrator/site_list.h"
 #include "calibrator/training_summary.h"
 
 namespace fixpoint {
-
-// The share of magnitudes above the clip at each linear site, on the calibration text.
-struct Saturation {
-  std::string site;
-  double share = 0;
-};
-
-// How scales and weights were found. Each field has the values that stand beside it, no others.
-struct Method {
-  std::string objective = "none";      // "none" (not trained), "kl", "ce"
-  std::string granularity = "tensor";  // "tensor", "channel": what a linear site has one scale for
-  std::string vectors = "gain";      // what a channel's scale is: "gain", or "folded" into weights
-  std::string rounding = "nearest";  // of weights: "nearest", "gptq"
-};
 
 struct ProvenanceInput {
   const Checkpoint* checkpoint = nullptr;  // weights are not read

@@ -24,7 +24,7 @@ void AddPerplexities(const ReportInput& in, ReportData* report) {
   const HeldOutFigures& figures = *in.provenance->figures;
   ReportPerplexityRow& base = report->perplexity.emplace_back();
   base.name = "float";
-  base.figures.perplexity = figures.float_bos_perplexity;
+  base.figures.perplexity = figures.float_perplexity;
   struct Row {
     const char* key;
     const char* name;
@@ -88,6 +88,11 @@ void AddTraining(const ReportInput& in, ReportData* report) {
                         state.step, state.best_step));
   }
   report->run.training_tokens_per_second = in.training->tokens_per_second;
+  if (const double peak = in.provenance->training->peak_flops_per_second; peak > 0) {
+    report->run.peak_flops = peak;
+    report->run.peak_share = in.training->flops_per_second / peak;
+    report->run.products = in.provenance->bf16 ? "bf16" : "float32";
+  }
 }
 
 // Geometric mean of scales, means of shares and errors over the histograms of one tensor.

@@ -5,6 +5,10 @@
 #include <optional>
 #include <string>
 
+#include "calibrator/held_out_figures.h"
+#include "calibrator/train/trainer.h"
+#include "calibrator/train/training_run.h"
+
 namespace fixpoint {
 
 // The share of float training in the gain of an adapted model: the same gains trained on the same
@@ -33,7 +37,23 @@ struct TrainingSummary {
   double held_out_kl_before = 0, held_out_kl_after = 0;
   double seconds = 0;
   double tokens_per_second = 0;
+  double flops_per_second = 0;       // of the matrix products
+  double peak_flops_per_second = 0;  // what the machine's cores can do, measured; 0: not measured
   std::optional<FloatControl> control;  // of the adapted objective
 };
+
+// How scales and weights were found. Each field has the values that stand beside it, no others.
+struct Method {
+  std::string objective = "none";      // "none" (not trained), "kl", "ce"
+  std::string granularity = "tensor";  // "tensor", "channel": what a linear site has one scale for
+  std::string vectors = "gain";      // what a channel's scale is: "gain", or "folded" into weights
+  std::string rounding = "nearest";  // of weights: "nearest", "gptq"
+};
+
+// `figures` have "untrained", "static" and "integer", and "float_control" where one was trained.
+TrainingSummary Summarize(const TrainingRunResult& run, const TrainOptions& options,
+                          int32_t window_tokens, const HeldOutFigures& figures);
+
+Method DescribeMethod(const TrainOptions& options, const std::string& rounding);
 
 }  // namespace fixpoint

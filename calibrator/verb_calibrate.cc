@@ -48,8 +48,8 @@ void SayFigures(const CalibrationResult& result, Progress& progress) {
                           m.kl_mean, 100 * m.top1_agreement));
     }
   };
-  progress.Say(absl::StrFormat("held-out text, %d tokens, against float (perplexity %.3f):",
-                               f.tokens, f.float_bos_perplexity));
+  progress.Say(absl::StrFormat(
+      "held-out text, %d tokens, against float (perplexity %.3f):", f.tokens, f.float_perplexity));
   line("int8 weights alone", "int8_weights");
   line("dynamic per token, plain basis", "dynamic_plain");
   line("dynamic per token, rotated basis", "dynamic_rotated");

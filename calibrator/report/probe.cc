@@ -162,8 +162,9 @@ void AddRun(ReportData* data) {
                              {"verify", 64}},
                .peak_memory_bytes = 3.42 * (1 << 30),
                .training_tokens_per_second = 421.6,
-               .bf16_peak_share = 0.273,
-               .bf16_peak_flops = 1.21e12};
+               .products = "bf16",
+               .peak_share = 0.273,
+               .peak_flops = 1.21e12};
   data->settings = {{"objective", "kl"},
                     {"granularity", "channel"},
                     {"vectors", "gain"},

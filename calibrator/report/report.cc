@@ -266,14 +266,15 @@ std::string Durations(const ReportRun& run) {
 std::string RunSection(const ReportData& data) {
   ReportKeyValues machine;
   const ReportRun& run = data.run;
-  const auto add = [&](const char* name, double value, const std::string& text) {
+  const auto add = [&](const std::string& name, double value, const std::string& text) {
     if (std::isfinite(value)) machine.push_back({name, text});
   };
   add("peak memory", run.peak_memory_bytes, FormatBytes(run.peak_memory_bytes));
   add("training speed", run.training_tokens_per_second,
       absl::StrCat(FormatSignificant(run.training_tokens_per_second, 4), "\u00a0tokens/s"));
-  add("share of bf16 peak", run.bf16_peak_share, FormatPercent(run.bf16_peak_share, 1));
-  add("bf16 peak", run.bf16_peak_flops, FormatScaled(run.bf16_peak_flops, "FLOP/s"));
+  add(absl::StrCat("share of the ", run.products, " peak"), run.peak_share,
+      FormatPercent(run.peak_share, 1));
+  add(absl::StrCat(run.products, " peak"), run.peak_flops, FormatScaled(run.peak_flops, "FLOP/s"));
   const std::string html =
       absl::StrCat(KeyValues("Settings", data.settings), Durations(run),
                    KeyValues("Speed and memory", machine), KeyValues("Digests", data.digests));

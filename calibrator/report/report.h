@@ -104,8 +104,9 @@ struct ReportRun {
   std::vector<ReportDuration> durations;
   double peak_memory_bytes = kNotMeasured;
   double training_tokens_per_second = kNotMeasured;
-  double bf16_peak_share = kNotMeasured;  // of the machine's bf16 multiplications, 0 to 1
-  double bf16_peak_flops = kNotMeasured;  // a second
+  std::string products;              // what the peak is of: "bf16", "float32"
+  double peak_share = kNotMeasured;  // of what the machine's cores can multiply, 0 to 1
+  double peak_flops = kNotMeasured;  // a second
 };
 
 using ReportKeyValues = std::vector<std::pair<std::string, std::string>>;
