@@ -2,7 +2,6 @@
 #include "calibrator/gemm_cuda.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -14,7 +13,7 @@
 
 #include "absl/strings/str_format.h"
 #include "calibrator/gemm_device.h"
-#include "calibrator/random.h"
+#include "calibrator/gemm_test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -22,20 +21,6 @@ namespace fixpoint {
 namespace {
 
 using testing::HasSubstr;
-
-std::vector<float> Integers(int64_t n, int32_t limit, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> x(n);
-  for (float& value : x) value = static_cast<float>(random.Below(2 * limit + 1) - limit);
-  return x;
-}
-
-std::vector<uint16_t> Bf16(const std::vector<float>& x) {
-  std::vector<uint16_t> out;
-  for (const float value : x)
-    out.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
-  return out;
-}
 
 // FIXPOINT_REQUIRE_GPU turns skips into failures, so that a run on a GPU machine cannot pass by not
 // running.

@@ -1,10 +1,9 @@
 #include "calibrator/gemm.h"
 
-#include <bit>
 #include <cmath>
 #include <vector>
 
-#include "calibrator/random.h"
+#include "calibrator/gemm_test_util.h"
 #include "gtest/gtest.h"
 
 namespace fixpoint {
@@ -15,20 +14,6 @@ struct Case {
 };
 // One row, odd tails, several row blocks and panels.
 const Case kCases[] = {{1, 1, 1}, {3, 65, 17}, {257, 100, 64}, {600, 1100, 33}, {24, 576, 96}};
-
-std::vector<float> Integers(int64_t n, int32_t limit, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> x(n);
-  for (float& value : x) value = static_cast<float>(random.Below(2 * limit + 1) - limit);
-  return x;
-}
-
-std::vector<uint16_t> Bf16(const std::vector<float>& x) {
-  std::vector<uint16_t> out;
-  for (const float value : x)
-    out.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
-  return out;
-}
 
 // y += x w^T, exactly: the operands are integers.
 std::vector<float> Expected(const Case& c, const std::vector<float>& x, const std::vector<float>& w,

@@ -60,8 +60,9 @@ void AddTraining(CLI::App& app, CalibrateFlags& f) {
   app.add_option("--gain-rate", f.gain_rate,
                  "the same of a channel's gain (default: 0.001, with ce 0.005)")
       ->check(CLI::Range(0.0, 1.0));
-  option("--prefix-rate", f.training.prefix_rate,
-         "change of the prefix's K and V in a step, in units of their size; 0: they stay")
+  app.add_option("--prefix-rate", f.prefix_rate,
+                 "change of the prefix's K and V in a step, in units of their size; 0: they stay "
+                 "(default: 0, with --int16-inputs none 0.01)")
       ->check(CLI::Range(0.0, 1.0));
   option("--patience", f.training.patience, "looks at held-out text without a new best")
       ->check(CLI::Range(1, 1000000));

@@ -80,7 +80,7 @@ void AddTraining(const ReportInput& in, ReportData* report) {
   out.kept_step = state.best_step;
   const std::string& stop = in.training->details.stop_reason;
   out.stop_reason = stop == "steps"      ? "all steps done"
-                    : stop == "patience" ? "no better scales for a long time"
+                    : stop == "patience" ? "held-out text did not improve any more"
                                          : stop;
   if (stop == "diverged") {
     report->remarks.push_back(

@@ -1,29 +1,14 @@
 #include "calibrator/second_moments.h"
 
-#include <bit>
 #include <cmath>
 #include <memory>
 #include <vector>
 
-#include "calibrator/random.h"
+#include "calibrator/gemm_test_util.h"
 #include "gtest/gtest.h"
 
 namespace fixpoint {
 namespace {
-
-std::vector<float> Integers(int64_t n, int32_t limit, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> x(n);
-  for (float& value : x) value = static_cast<float>(random.Below(2 * limit + 1) - limit);
-  return x;
-}
-
-std::vector<uint16_t> Bf16(const std::vector<float>& x) {
-  std::vector<uint16_t> out;
-  for (const float value : x)
-    out.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
-  return out;
-}
 
 std::vector<double> Naive(const std::vector<float>& x, int64_t rows, int64_t stride,
                           int64_t depth) {

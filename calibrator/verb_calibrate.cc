@@ -88,6 +88,10 @@ absl::StatusOr<CalibrationSettings> SettingsOf(const CalibrateFlags& flags) {
   settings.training.objective = flags.objective == "kl"   ? Objective::kKl
                                 : flags.objective == "ce" ? Objective::kCe
                                                           : Objective::kNone;
+  // A prefix that carries away the outliers stands in for int16 inputs, and pays to be trained
+  // then.
+  settings.training.prefix_rate =
+      flags.prefix_rate.value_or(flags.int16_inputs == "none" ? 1e-2 : 0);
   settings.training.gain_rate = flags.gain_rate.value_or(flags.objective == "ce" ? 5e-3 : 1e-3);
   settings.training.granularity =
       flags.granularity == "tensor" ? Granularity::kTensor : Granularity::kChannel;

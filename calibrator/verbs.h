@@ -29,6 +29,7 @@ struct CalibrateFlags {
   std::string int16_inputs = "auto";    // "auto", "none"
   TrainOptions training;                // steps, rates and batches; the rest is set from the above
   std::optional<double> gain_rate;      // none: 0.001, or 0.005 for "ce"
+  std::optional<double> prefix_rate;    // none: 0, or 0.01 where every input is int8
   bool no_prefix_search = false;
   std::string report;      // empty: OUTPUT.report.html
   std::string checkpoint;  // empty: OUTPUT.checkpoint

@@ -2,7 +2,6 @@
 // gemm_cuda_test.cc runs it on a real device.
 #include "calibrator/cuda/cublaslt_gemm.h"
 
-#include <bit>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -10,7 +9,7 @@
 #include "absl/strings/str_format.h"
 
 #include "calibrator/cuda/fake_cuda.h"
-#include "calibrator/random.h"
+#include "calibrator/gemm_test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -20,20 +19,6 @@ namespace {
 using testing::HasSubstr;
 
 constexpr CublasLtOptions kSmall = {.tile_bytes = 4096, .workspace_bytes = 1024};
-
-std::vector<float> Integers(int64_t n, int32_t limit, uint64_t seed) {
-  Random random(seed);
-  std::vector<float> x(n);
-  for (float& value : x) value = static_cast<float>(random.Below(2 * limit + 1) - limit);
-  return x;
-}
-
-std::vector<uint16_t> Bf16(const std::vector<float>& x) {
-  std::vector<uint16_t> out;
-  for (const float value : x)
-    out.push_back(static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16));
-  return out;
-}
 
 // A product of integers with its operands in both types and y, all with strides of their own.
 struct Product {

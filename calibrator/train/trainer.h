@@ -40,7 +40,7 @@ struct TrainOptions {
   double clip_norm = 1;
   double average_decay = 0.95;  // of the running mean
   int32_t judge_every = 25;     // steps between looks at held-out text
-  int32_t patience = 8;         // looks without a new best before it stops
+  int32_t patience = 2;         // looks without a new best before it stops
   uint64_t seed = 0;            // order of the windows
 };
 
