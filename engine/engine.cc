@@ -37,6 +37,23 @@ absl::Status CheckSampling(const SamplingParams& sampling, int32_t vocab_size) {
   return CheckRange("min_p_q16", sampling.min_p_q16, 0, 65536);
 }
 
+absl::Status CheckAdjustment(const LogitAdjustment& adjust, int32_t vocab_size) {
+  RETURN_IF_ERROR(CheckRange("number of logit biases", static_cast<int64_t>(adjust.bias_q16.size()),
+                             0, kMaxLogitBiases));
+  for (size_t i = 0; i < adjust.bias_q16.size(); ++i) {
+    const auto [id, bias] = adjust.bias_q16[i];
+    // Rising, so that no token has two.
+    const int32_t lowest = i == 0 ? 0 : adjust.bias_q16[i - 1].first + 1;
+    RETURN_IF_ERROR(
+        CheckRange(absl::StrCat("token of logit bias ", i), id, lowest, vocab_size - 1));
+    RETURN_IF_ERROR(CheckRange(absl::StrCat("logit bias of token ", id), bias, -kMaxLogitBiasQ16,
+                               kMaxLogitBiasQ16));
+  }
+  RETURN_IF_ERROR(CheckRange("repetition_q16", adjust.repetition_q16, 655, 6553600));
+  RETURN_IF_ERROR(CheckRange("presence_q16", adjust.presence_q16, -131072, 131072));
+  return CheckRange("frequency_q16", adjust.frequency_q16, -131072, 131072);
+}
+
 // Beginning of the prompt that the model's prefix stands for.
 size_t AbsorbedTokens(const std::vector<int32_t>& prefix, const std::vector<int32_t>& prompt) {
   const size_t most = std::min(prefix.size(), prompt.size());
@@ -74,11 +91,16 @@ class EngineImpl final : public Engine {
     open->tokens.erase(open->tokens.begin(),
                        open->tokens.begin() + static_cast<std::ptrdiff_t>(absorbed));
     open->run_prompt = static_cast<int32_t>(open->tokens.size());
+    open->resumed = static_cast<int32_t>(request.resume.size());
+    open->lookup = PromptLookup(request.speculation);
     open->submitted_ns = SteadyNowNs();
     open->deadline_ns = SteadyDeadlineNs(open->submitted_ns, request.deadline - absl::Now());
     open->queue_deadline_ns = SteadyDeadlineNs(open->submitted_ns, options_.max_queue_time);
     open->request = std::move(request);
-    auto buffer = std::make_shared<StreamBuffer>(options_.stream_capacity_events,
+    RETURN_IF_ERROR(Resume(*open));
+    // What a prompt's log-probabilities need has room beside the answer's tokens.
+    const int32_t prompt_events = open->request.prompt_logprobs >= 0 ? open->run_prompt : 0;
+    auto buffer = std::make_shared<StreamBuffer>(options_.stream_capacity_events + prompt_events,
                                                  [mailbox = mailbox_] { mailbox->Wake(); });
     open->stream = buffer;
     RETURN_IF_ERROR(Post(std::move(open)));
@@ -143,10 +165,41 @@ class EngineImpl final : public Engine {
     RETURN_IF_ERROR(
         CheckRange("max_tokens", request.max_tokens, 1, limits_.max_context_tokens - run_prompt));
     RETURN_IF_ERROR(CheckSampling(request.sampling, limits_.vocab_size));
+    RETURN_IF_ERROR(CheckAdjustment(request.adjust, limits_.vocab_size));
+    RETURN_IF_ERROR(CheckRange("number of resumed tokens",
+                               static_cast<int64_t>(request.resume.size()), 0,
+                               int64_t{request.max_tokens} - 1));
+    RETURN_IF_ERROR(CheckIds("resume", request.resume, limits_.vocab_size));
+    RETURN_IF_ERROR(CheckRange("min_tokens", request.min_tokens, 0, request.max_tokens));
+    RETURN_IF_ERROR(CheckRange("prompt_logprobs", request.prompt_logprobs, -1, kMaxTopLogprobs));
+    RETURN_IF_ERROR(CheckRange("bytes of cache_salt",
+                               static_cast<int64_t>(request.cache_salt.size()), 0, kMaxSaltBytes));
     RETURN_IF_ERROR(CheckRange("number of stop_ids", static_cast<int64_t>(request.stop_ids.size()),
                                0, kMaxStopIds));
     RETURN_IF_ERROR(CheckIds("stop_ids", request.stop_ids, limits_.vocab_size));
     return CheckRange("top_logprobs", request.top_logprobs, -1, kMaxTopLogprobs);
+  }
+
+  // Appends what was generated before, and brings the rules for later tokens up to it.
+  absl::Status Resume(OpenRequest& open) const {
+    Request& request = open.request;
+    if (request.adjust.counts_tokens()) {
+      open.counts.AddPrompt(absl::MakeConstSpan(options_.prefix_token_ids)
+                                .subspan(0, static_cast<size_t>(open.absorbed)));
+      open.counts.AddPrompt(open.tokens);
+      for (const int32_t id : request.resume) open.counts.AddAnswer(id);
+    }
+    if (request.constraint != nullptr) {
+      for (size_t i = 0; i < request.resume.size(); ++i) {
+        if (request.constraint->Accept(request.resume[i])) continue;
+        return absl::InvalidArgumentError(absl::StrCat("resume[", i, "] is token ",
+                                                       request.resume[i],
+                                                       ", which the constraint does not allow"));
+      }
+    }
+    open.tokens.insert(open.tokens.end(), request.resume.begin(), request.resume.end());
+    std::vector<int32_t>().swap(request.resume);
+    return absl::OkStatus();
   }
 
   // Hands the request to the engine thread if the queue has room.
@@ -161,13 +214,13 @@ class EngineImpl final : public Engine {
                                                          " requests, the limit is ",
                                                          options_.max_queue_requests));
       }
-      if (m.load.waiting_tokens + open->run_prompt > options_.max_queue_tokens) {
+      if (m.load.waiting_tokens + open->to_prefill() > options_.max_queue_tokens) {
         return absl::ResourceExhaustedError(
             absl::StrCat("the queue holds ", m.load.waiting_tokens, " prompt tokens, the limit is ",
-                         options_.max_queue_tokens, ", the prompt has ", open->run_prompt));
+                         options_.max_queue_tokens, ", the request has ", open->to_prefill()));
       }
       m.load.waiting += 1;
-      m.load.waiting_tokens += open->run_prompt;
+      m.load.waiting_tokens += open->to_prefill();
       m.open += 1;
       open->id = m.next_id++;
       m.inbox.push_back(std::move(open));

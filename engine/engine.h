@@ -22,7 +22,9 @@ struct EngineOptions {
   int64_t max_queue_tokens = 1 << 20;  // prompt tokens waiting
   absl::Duration max_queue_time = absl::InfiniteDuration();
   int32_t max_running = 64;            // sequences in one step
-  int32_t prefill_chunk_tokens = 256;  // prompt tokens a step may add beside the running sequences
+  int32_t prefill_chunk_tokens = 256;  // prompt tokens of a step at most
+  int32_t mixed_prefill_tokens = 32;   // the same beside a sequence that decodes: it waits for them
+  bool prefix_cache = true;            // false: no request takes or leaves shared blocks
   int32_t stream_capacity_events =
       8192;  // a stream that nobody reads is cancelled when this many events wait
 };
@@ -54,8 +56,16 @@ class EngineObserver {
                           int32_t /*cached_tokens*/) {}
   virtual void OnFinished(FinishReason, int32_t /*prompt_tokens*/, int32_t /*generated*/,
                           absl::Duration /*since_submit*/) {}
+  // At the end of each step. The server's watchdog takes it as the sign of life.
   virtual void OnStep(int32_t /*sequences*/, int32_t /*tokens*/, absl::Duration /*forward*/,
                       absl::Duration /*other*/) {}
+  // A prompt was looked up in the prefix cache: tokens asked for, and of them found.
+  virtual void OnCacheLookup(int32_t /*query_tokens*/, int32_t /*hit_tokens*/) {}
+  // A running request lost its blocks to another one and will be computed anew.
+  virtual void OnPreempted() {}
+  // Prompt lookup proposed `drafted` >= 1 tokens in a step of one request; the model chose the
+  // first `accepted` of them.
+  virtual void OnDraft(int32_t /*drafted*/, int32_t /*accepted*/) {}
 };
 
 struct EngineLoad {
@@ -70,6 +80,11 @@ struct EngineLimits {
   int32_t max_prompt_tokens = 0;   // with room for one generated token
   int32_t max_context_tokens = 0;  // prompt + generated
   int32_t vocab_size = 0;
+  // What load balancers are told; 0: not known.
+  int32_t block_tokens = 0;
+  int32_t max_running = 0;
+  int32_t max_queue_requests = 0;
+  int64_t max_queue_tokens = 0;
 };
 
 class Engine {

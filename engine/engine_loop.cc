@@ -22,13 +22,14 @@ SchedulerOptions MakeSchedulerOptions(const ExecutorLimits& limits, const Engine
           .max_step_logits = limits.max_step_logits,
           .max_running = options.max_running,
           .prefill_chunk_tokens = options.prefill_chunk_tokens,
+          .mixed_prefill_tokens = options.mixed_prefill_tokens,
           .max_queue_requests = options.max_queue_requests,
           .max_queue_tokens = options.max_queue_tokens};
 }
 
-bool Contains(const std::vector<int32_t>& ids, int32_t id) {
-  return std::find(ids.begin(), ids.end(), id) != ids.end();
-}
+// Rows of a step up to which drafts of Speculation::kAuto are nearly free: the weights are read
+// once, and a tile has 16 rows.
+constexpr int32_t kCheapRows = 16;
 
 }  // namespace
 
@@ -45,14 +46,17 @@ EngineLoop::EngineLoop(Executor* executor, const EngineOptions& options, EngineO
       observer_(OrSilent(observer)),
       mailbox_(std::move(mailbox)),
       vocab_size_(executor->limits().vocab_size),
-      scheduler_(MakeSchedulerOptions(executor->limits(), options)) {
-  const size_t rows = static_cast<size_t>(executor->limits().max_step_logits);
-  const size_t vocab = static_cast<size_t>(vocab_size_);
-  logits_.resize(rows * vocab);
-  weights_.resize(vocab);
-  candidates_.resize(vocab);
+      scheduler_(MakeSchedulerOptions(executor->limits(), options),
+                 options.prefix_cache ? this : nullptr),
+      chooser_(vocab_size_, options.logit_fraction_bits, options.eos_ids) {
+  logits_.resize(static_cast<size_t>(executor->limits().max_step_logits) *
+                 static_cast<size_t>(vocab_size_));
   PublishLoad(0);
 }
+
+absl::Span<const int32_t> EngineLoop::Tokens(SequenceId id) const { return open_.at(id)->tokens; }
+
+absl::string_view EngineLoop::Salt(SequenceId id) const { return open_.at(id)->request.cache_salt; }
 
 void EngineLoop::Run() {
   while (WaitForWork()) {
@@ -77,15 +81,18 @@ bool EngineLoop::WaitForWork() {
 void EngineLoop::TakeInbox() {
   for (std::unique_ptr<OpenRequest>& arrived : arrived_) {
     OpenRequest& request = *arrived;
-    const SequenceSpec spec = {.id = request.id,
-                               .prompt_tokens = request.run_prompt,
-                               .max_tokens = request.request.max_tokens,
-                               .priority = request.request.priority,
-                               .deadline_ns = request.deadline_ns,
-                               .queue_deadline_ns = request.queue_deadline_ns};
+    const SequenceSpec spec = {
+        .id = request.id,
+        .prompt_tokens = request.to_prefill(),
+        .max_tokens = request.request.max_tokens - request.resumed,
+        .priority = request.request.priority,
+        .deadline_ns = request.deadline_ns,
+        .queue_deadline_ns = request.queue_deadline_ns,
+        .prompt_logits = request.request.prompt_logprobs >= 0 ? request.run_prompt - 1 : 0,
+        .use_cache = request.request.use_cache};
     open_.emplace(spec.id, std::move(arrived));
     if (lost_) {
-      End(request, FinishReason::kError, absl::UnavailableError("the device was lost"), -1);
+      End(request, {FinishReason::kError, absl::UnavailableError("the device was lost")});
       continue;
     }
     const absl::Status queued = scheduler_.Enqueue(spec);
@@ -99,7 +106,7 @@ void EngineLoop::EndCancelled() {
     OpenRequest& request = *next->second;
     ++next;  // End erases the request
     if (request.stream->cancelled()) {
-      End(request, FinishReason::kCancelled, absl::OkStatus(), -1);
+      End(request, {FinishReason::kCancelled});
     }
   }
 }
@@ -110,21 +117,21 @@ void EngineLoop::EndExpired() {
   for (const ExpiredSequence& expired : expired_) {
     OpenRequest& request = *open_.at(expired.id);
     if (expired.reason == ExpiryReason::kDeadline) {
-      End(request, FinishReason::kDeadline, absl::OkStatus(), -1);
+      End(request, {FinishReason::kDeadline});
     } else {
-      End(request, FinishReason::kError,
-          absl::ResourceExhaustedError(absl::StrCat("waited in the queue longer than ",
-                                                    absl::FormatDuration(options_.max_queue_time))),
-          -1);
+      End(request, {FinishReason::kError, absl::ResourceExhaustedError(absl::StrCat(
+                                              "waited in the queue longer than ",
+                                              absl::FormatDuration(options_.max_queue_time)))});
     }
   }
 }
 
 void EngineLoop::Step() {
   const int64_t start_ns = SteadyNowNs();
+  ProposeDrafts();
   scheduler_.PlanStep(&plan_);
   CHECK(!plan_.chunks.empty()) << open_.size() << " open requests and nothing to run";
-  MarkAdmitted();
+  NoteChanges();
   BuildChunks();
   const int64_t forward_ns = SteadyNowNs();
   const absl::Status status = executor_->Forward(chunks_, logits_.data());
@@ -135,89 +142,146 @@ void EngineLoop::Step() {
   }
   const int32_t* logits = logits_.data();
   for (const PlannedChunk& chunk : plan_.chunks) {
-    scheduler_.Advance(chunk.id, chunk.tokens, chunk.samples ? 1 : 0);
-    if (!chunk.samples) continue;
-    TakeToken(*open_.at(chunk.id), chunk, logits);
-    logits += vocab_size_;
+    TakeRows(chunk, logits);
+    logits += int64_t{chunk.prompt_rows + chunk.sample_rows} * vocab_size_;
   }
   observer_->OnStep(static_cast<int32_t>(plan_.chunks.size()), plan_.tokens,
                     absl::Nanoseconds(forward_end_ns - forward_ns),
                     absl::Nanoseconds(forward_ns - start_ns + SteadyNowNs() - forward_end_ns));
 }
 
-void EngineLoop::MarkAdmitted() {
-  if (plan_.admitted.empty()) return;
-  const int64_t now_ns = SteadyNowNs();
-  for (const SequenceId id : plan_.admitted) {
-    const OpenRequest& request = *open_.at(id);
-    observer_->OnAdmitted(absl::Nanoseconds(now_ns - request.submitted_ns), request.prompt_tokens(),
-                          request.absorbed);
+// Answers that have begun, in order of arrival.
+void EngineLoop::ProposeDrafts() {
+  int32_t cheap = kCheapRows - scheduler_.running();
+  for (const auto& [id, open] : open_) {
+    OpenRequest& request = *open;
+    request.proposal.clear();
+    const int32_t left = request.request.max_tokens - request.generated() - 1;
+    if (request.generated() == request.resumed || left <= 0) continue;
+    const bool always = request.request.speculation == Speculation::kOn;
+    request.lookup.Propose(request.tokens, always ? left : std::min(left, cheap),
+                           &request.proposal);
+    if (request.proposal.empty()) continue;
+    const int32_t proposed = static_cast<int32_t>(request.proposal.size());
+    cheap -= proposed;
+    scheduler_.SetDraft(id, proposed);
   }
-  PublishLoad(0);
+}
+
+// What the plan has decided, told to requests and the observer.
+void EngineLoop::NoteChanges() {
+  for (const CacheHit& hit : plan_.cache_hits) {
+    if (!hit.again) open_.at(hit.id)->cached += hit.tokens;
+  }
+  for (size_t i = 0; i < plan_.preempted.size(); ++i) observer_->OnPreempted();
+  const SchedulerStats& stats = scheduler_.stats();
+  if (stats.cache_query_tokens != cache_queries_ || stats.cache_hit_tokens != cache_hits_) {
+    observer_->OnCacheLookup(static_cast<int32_t>(stats.cache_query_tokens - cache_queries_),
+                             static_cast<int32_t>(stats.cache_hit_tokens - cache_hits_));
+    cache_queries_ = stats.cache_query_tokens;
+    cache_hits_ = stats.cache_hit_tokens;
+  }
+  const int64_t now_ns = SteadyNowNs();
+  for (const Admission& admission : plan_.admitted) {
+    if (admission.again) continue;
+    const OpenRequest& request = *open_.at(admission.id);
+    observer_->OnAdmitted(absl::Nanoseconds(now_ns - request.submitted_ns), request.prompt_tokens(),
+                          request.cached_tokens());
+  }
+  if (!plan_.admitted.empty() || !plan_.preempted.empty()) PublishLoad(0);
 }
 
 void EngineLoop::BuildChunks() {
   chunks_.clear();
-  last_rows_.clear();
-  last_rows_.reserve(plan_.chunks.size());  // the spans below point into it
+  rows_.clear();
+  rows_.reserve(static_cast<size_t>(plan_.logit_rows));  // the spans below point into it
   for (const PlannedChunk& planned : plan_.chunks) {
-    const OpenRequest& request = *open_.at(planned.id);
-    last_rows_.push_back(planned.tokens - 1);
-    chunks_.push_back(
-        {.token_ids = absl::MakeConstSpan(request.tokens)
-                          .subspan(static_cast<size_t>(planned.position),
-                                   static_cast<size_t>(planned.tokens)),
-         .position = planned.position,
-         .block_table = scheduler_.BlockTable(planned.id),
-         .logit_indices = absl::MakeConstSpan(&last_rows_.back(), planned.samples ? 1 : 0)});
+    OpenRequest& request = *open_.at(planned.id);
+    request.drafts = planned.drafts;
+    request.tokens.insert(request.tokens.end(), request.proposal.begin(),
+                          request.proposal.begin() + planned.drafts);
+    const size_t first_row = rows_.size();
+    for (int32_t i = 0; i < planned.prompt_rows; ++i) rows_.push_back(planned.prompt_row + i);
+    for (int32_t i = planned.sample_rows; i > 0; --i) rows_.push_back(planned.tokens - i);
+    chunks_.push_back({.token_ids = absl::MakeConstSpan(request.tokens)
+                                        .subspan(static_cast<size_t>(planned.position),
+                                                 static_cast<size_t>(planned.tokens)),
+                       .position = planned.position,
+                       .block_table = scheduler_.BlockTable(planned.id),
+                       .logit_indices = absl::MakeConstSpan(rows_).subspan(first_row)});
   }
 }
 
-void EngineLoop::TakeToken(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits) {
-  const uint64_t position =
-      options_.prefix_token_ids.size() + static_cast<uint64_t>(chunk.position + chunk.tokens);
-  const int32_t token =
-      SampleToken(logits, vocab_size_, options_.logit_fraction_bits, request.request.sampling,
-                  position, {weights_.data(), candidates_.data()});
+// Chooses tokens from the rows of one chunk: of a draft's row only if all drafts before it were the
+// tokens that the model chose.
+void EngineLoop::TakeRows(const PlannedChunk& chunk, const int32_t* logits) {
+  OpenRequest& request = *open_.at(chunk.id);
+  request.tokens.resize(request.tokens.size() - static_cast<size_t>(chunk.drafts));
+  request.drafts = 0;
+  std::optional<Ending> ending = TakePromptRows(request, chunk, logits);
+  logits += int64_t{chunk.prompt_rows} * vocab_size_;
+  int32_t chosen = 0;
+  while (!ending && chosen < chunk.sample_rows) {
+    const uint64_t position = options_.prefix_token_ids.size() + request.tokens.size();
+    const int32_t token = chooser_.Choose(request, logits, position);
+    ending = TakeToken(request, token, logits);
+    logits += vocab_size_;
+    if (chosen < chunk.drafts && request.proposal[static_cast<size_t>(chosen)] != token) {
+      ++chosen;
+      break;
+    }
+    ++chosen;
+  }
+  if (chunk.drafts > 0) {
+    request.lookup.Report(chunk.drafts, chosen - 1);
+    observer_->OnDraft(chunk.drafts, chosen - 1);
+  }
+  // A chunk whose reader was too slow for its prompt's rows has chosen nothing, and ends.
+  if (chunk.sample_rows == 0 || chosen > 0) {
+    const int32_t right = std::max(0, chosen - 1);
+    scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, chosen);
+  }
+  if (ending) End(request, *std::move(ending));
+}
+
+std::optional<EngineLoop::Ending> EngineLoop::TakePromptRows(OpenRequest& request,
+                                                             const PlannedChunk& chunk,
+                                                             const int32_t* logits) {
+  for (int32_t row = 0; row < chunk.prompt_rows; ++row) {
+    const int32_t next = chunk.position + chunk.prompt_row + row + 1;
+    Event event;
+    event.of_prompt = true;
+    event.token_id = request.tokens[static_cast<size_t>(next)];
+    event.index = request.absorbed + next;
+    event.cached_tokens = request.cached_tokens();
+    chooser_.Describe(logits, event.token_id, request.request.prompt_logprobs, &event);
+    if (!request.stream->PushToken(std::move(event))) return Ending{FinishReason::kCancelled};
+    logits += vocab_size_;
+  }
+  return std::nullopt;
+}
+
+std::optional<EngineLoop::Ending> EngineLoop::TakeToken(OpenRequest& request, int32_t token,
+                                                        const int32_t* logits) {
   request.tokens.push_back(token);
   ReportToken(request);
-  if (Stops(request, token)) {
-    End(request, FinishReason::kStop, absl::OkStatus(), token);
-    return;
-  }
-  if (!request.stream->PushToken(TokenEvent(request, token, logits))) {
-    End(request, FinishReason::kCancelled, absl::OkStatus(), -1);
-  } else if (request.generated() == request.request.max_tokens) {
-    End(request, FinishReason::kLength, absl::OkStatus(), -1);
-  }
-}
-
-bool EngineLoop::Stops(const OpenRequest& request, int32_t token) const {
-  return (!request.request.ignore_eos && Contains(options_.eos_ids, token)) ||
-         Contains(request.request.stop_ids, token);
-}
-
-Event EngineLoop::TokenEvent(const OpenRequest& request, int32_t token,
-                             const int32_t* logits) const {
+  if (chooser_.Ends(request.request, token))
+    return Ending{.reason = FinishReason::kStop, .stop_token_id = token};
+  TokenChooser::Note(request, token);
   Event event;
   event.token_id = token;
   event.index = request.generated() - 1;
-  const int32_t count = request.request.top_logprobs;
-  if (count < 0) return event;
-  const LogNormalizer normalizer =
-      ComputeLogNormalizer(logits, vocab_size_, options_.logit_fraction_bits);
-  event.chosen = {token, LogprobQ16(normalizer, logits[token])};
-  SampleCandidate top[kMaxTopLogprobs];
-  const int32_t found = TopTokens(logits, vocab_size_, count, top);
-  for (int32_t i = 0; i < found; ++i) {
-    event.top.push_back({top[i].id, LogprobQ16(normalizer, top[i].logit)});
-  }
-  return event;
+  event.cached_tokens = request.cached_tokens();
+  if (request.request.top_logprobs >= 0)
+    chooser_.Describe(logits, token, request.request.top_logprobs, &event);
+  if (!request.stream->PushToken(std::move(event))) return Ending{FinishReason::kCancelled};
+  if (request.generated() == request.request.max_tokens) return Ending{FinishReason::kLength};
+  return std::nullopt;
 }
 
 void EngineLoop::ReportToken(OpenRequest& request) {
   const int64_t now_ns = SteadyNowNs();
-  if (request.generated() == 1) {
+  if (request.generated() == request.resumed + 1) {
     observer_->OnFirstToken(absl::Nanoseconds(now_ns - request.submitted_ns));
   } else {
     observer_->OnToken(absl::Nanoseconds(now_ns - request.last_token_ns));
@@ -237,24 +301,24 @@ void EngineLoop::LoseDevice(const absl::Status& status) {
 void EngineLoop::EndAll(FinishReason reason, absl::string_view error) {
   while (!open_.empty()) {
     // A status of its own for each stream: its text then has one owner at a time.
-    End(*open_.begin()->second, reason,
-        reason == FinishReason::kError ? absl::UnavailableError(error) : absl::OkStatus(), -1);
+    End(*open_.begin()->second,
+        {reason,
+         reason == FinishReason::kError ? absl::UnavailableError(error) : absl::OkStatus()});
   }
 }
 
-void EngineLoop::End(OpenRequest& request, FinishReason reason, absl::Status error,
-                     int32_t stop_token_id) {
+void EngineLoop::End(OpenRequest& request, Ending ending) {
   const auto node = open_.extract(request.id);
   scheduler_.Remove(request.id);
   Event event;
   event.finished = true;
-  event.reason = reason;
-  event.error = std::move(error);
-  event.stop_token_id = stop_token_id;
+  event.reason = ending.reason;
+  event.error = std::move(ending.error);
+  event.stop_token_id = ending.stop_token_id;
   event.prompt_tokens = request.prompt_tokens();
-  event.cached_tokens = request.absorbed;
+  event.cached_tokens = request.cached_tokens();
   event.generated_tokens = request.generated();
-  observer_->OnFinished(reason, event.prompt_tokens, event.generated_tokens,
+  observer_->OnFinished(event.reason, event.prompt_tokens, event.generated_tokens,
                         absl::Nanoseconds(SteadyNowNs() - request.submitted_ns));
   PublishLoad(1);  // first: a reader who has seen the end finds the blocks free
   request.stream->PushEnd(std::move(event));
@@ -267,13 +331,13 @@ void EngineLoop::PublishLoad(int32_t ended) {
     std::lock_guard<std::mutex> lock(mailbox_->mutex);
     for (const auto& request : mailbox_->inbox) {
       ++inbox_requests;
-      inbox_tokens += request->run_prompt;
+      inbox_tokens += request->to_prefill();
     }
     EngineLoad& load = mailbox_->load;
     load.running = scheduler_.running();
     load.waiting = inbox_requests + scheduler_.waiting();
     load.waiting_tokens = inbox_tokens + scheduler_.waiting_tokens();
-    load.free_blocks = scheduler_.blocks().free_count();
+    load.free_blocks = scheduler_.blocks().available_count();
     load.total_blocks = scheduler_.blocks().total();
     mailbox_->open -= ended;
     if (mailbox_->open > 0) return;

@@ -4,20 +4,21 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "engine/engine.h"
 #include "engine/engine_mailbox.h"
 #include "engine/executor.h"
-#include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/token_chooser.h"
 
 namespace fixpoint {
 
 // Everything here belongs to the thread that calls Run; other threads reach it through the mailbox
 // only.
-class EngineLoop {
+class EngineLoop : private TokenSource {
  public:
   EngineLoop(Executor* executor, const EngineOptions& options, EngineObserver* observer,
              std::shared_ptr<EngineMailbox> mailbox);
@@ -26,19 +27,32 @@ class EngineLoop {
   void Run();
 
  private:
+  struct Ending {
+    FinishReason reason = FinishReason::kStop;
+    absl::Status error;
+    int32_t stop_token_id = -1;
+  };
+
+  absl::Span<const int32_t> Tokens(SequenceId id) const override;
+  absl::string_view Salt(SequenceId id) const override;
+
   bool WaitForWork();  // false: stop
   void TakeInbox();
   void EndCancelled();
   void EndExpired();
+
   void Step();
+  void ProposeDrafts();
+  void NoteChanges();
   void BuildChunks();
-  void TakeToken(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits);
-  Event TokenEvent(const OpenRequest& request, int32_t token, const int32_t* logits) const;
-  bool Stops(const OpenRequest& request, int32_t token) const;
+  void TakeRows(const PlannedChunk& chunk, const int32_t* logits);
+  std::optional<Ending> TakePromptRows(OpenRequest& request, const PlannedChunk& chunk,
+                                       const int32_t* logits);
+  std::optional<Ending> TakeToken(OpenRequest& request, int32_t token, const int32_t* logits);
   void ReportToken(OpenRequest& request);
-  void MarkAdmitted();
+
   void LoseDevice(const absl::Status& status);
-  void End(OpenRequest& request, FinishReason reason, absl::Status error, int32_t stop_token_id);
+  void End(OpenRequest& request, Ending ending);
   void EndAll(FinishReason reason, absl::string_view error);
   void PublishLoad(int32_t ended);
 
@@ -47,21 +61,21 @@ class EngineLoop {
   EngineObserver* const observer_;  // never null
   const std::shared_ptr<EngineMailbox> mailbox_;
   const int32_t vocab_size_;
-  Scheduler scheduler_;
+  std::map<SequenceId, std::unique_ptr<OpenRequest>> open_;  // in order of arrival
+  Scheduler scheduler_;                                      // reads open_
+  TokenChooser chooser_;
   bool lost_ = false;
 
-  std::map<SequenceId, std::unique_ptr<OpenRequest>> open_;  // in order of arrival
   std::vector<std::unique_ptr<OpenRequest>> arrived_;
   bool look_for_cancelled_ = false;
+  int64_t cache_queries_ = 0, cache_hits_ = 0;  // reported so far
 
   // Of the running step, kept for their memory.
   StepPlan plan_;
   std::vector<SequenceChunk> chunks_;
-  std::vector<int32_t> last_rows_;  // logit index of each chunk
+  std::vector<int32_t> rows_;  // logit indices of all chunks
   std::vector<ExpiredSequence> expired_;
   std::vector<int32_t> logits_;  // [max_step_logits][vocab_size]
-  std::vector<uint32_t> weights_;
-  std::vector<SampleCandidate> candidates_;
 };
 
 }  // namespace fixpoint

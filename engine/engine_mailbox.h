@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/logit_rules.h"
+#include "engine/prompt_lookup.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
 #include "engine/stream.h"
@@ -17,20 +19,30 @@ namespace fixpoint {
 // A request from Submit to its end. Owned by the mailbox, then by the engine thread.
 struct OpenRequest {
   SequenceId id = 0;
-  Request request;  // without its prompt, which is in `tokens`
-  std::vector<int32_t>
-      tokens;  // what is run: the prompt behind the absorbed tokens, then what was generated
+  Request request;  // without its prompt and resumed tokens, which are in `tokens`
+  // What is run: the prompt behind the absorbed tokens, then what was generated, then drafts while
+  // a step runs.
+  std::vector<int32_t> tokens;
   int32_t absorbed = 0;    // prompt tokens that the model's prefix stands for
   int32_t run_prompt = 0;  // prompt tokens in `tokens`
+  int32_t resumed = 0;     // generated tokens that came with the request
   std::shared_ptr<StreamBuffer> stream;
   int64_t submitted_ns = 0;  // steady clock, like all times here
   int64_t deadline_ns = SequenceSpec::kNever;
   int64_t queue_deadline_ns = SequenceSpec::kNever;
+  TokenCounts counts;  // only where adjust.counts_tokens()
+  PromptLookup lookup{Speculation::kOff};
 
-  int64_t last_token_ns = 0;  // engine thread only
+  // Engine thread only, from here.
+  int32_t cached = 0;  // run prompt tokens that the prefix cache had
+  int32_t drafts = 0;  // at the end of `tokens`
+  std::vector<int32_t> proposal;
+  int64_t last_token_ns = 0;
 
-  int32_t generated() const { return static_cast<int32_t>(tokens.size()) - run_prompt; }
+  int32_t generated() const { return static_cast<int32_t>(tokens.size()) - drafts - run_prompt; }
   int32_t prompt_tokens() const { return absorbed + run_prompt; }
+  int32_t cached_tokens() const { return absorbed + cached; }
+  int32_t to_prefill() const { return run_prompt + resumed; }  // as the queue counts
 };
 
 // Kept by streams too, so that a stream which outlives the engine can still be cancelled. All

@@ -223,11 +223,11 @@ TEST_F(EngineTest, DeadlineEndsWaitingAndRunningRequests) {
   options_.max_running = 1;
   executor_.Allow(0);
   Request request = Greedy({5}, 100);
-  request.deadline = absl::Now() + absl::Milliseconds(20);
+  request.deadline = absl::Now() + absl::Milliseconds(500);
   const auto running = Submit(request);
   executor_.AwaitSteps(1);
   const auto waiting = Submit(request);
-  absl::SleepFor(absl::Milliseconds(30));
+  absl::SleepFor(absl::Milliseconds(520));
   executor_.Allow(-1);
   const Answer answer = Read(*running);
   EXPECT_EQ(answer.end.reason, FinishReason::kDeadline);
@@ -240,18 +240,18 @@ TEST_F(EngineTest, DeadlineEndsWaitingAndRunningRequests) {
 
 TEST_F(EngineTest, LeavesTheQueueAfterItsTimeThere) {
   options_.max_running = 1;
-  options_.max_queue_time = absl::Milliseconds(10);
+  options_.max_queue_time = absl::Milliseconds(500);
   executor_.Allow(0);
   const auto running = Submit(Greedy({5}, 3));
   executor_.AwaitSteps(1);
   const auto waiting = Submit(Greedy({5}, 3));
-  absl::SleepFor(absl::Milliseconds(15));
+  absl::SleepFor(absl::Milliseconds(520));
   executor_.Allow(-1);
   EXPECT_EQ(Read(*running).end.reason, FinishReason::kLength);
   const Answer answer = Read(*waiting);
   EXPECT_EQ(answer.end.reason, FinishReason::kError);
   EXPECT_EQ(answer.end.error.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(answer.end.error.message()), testing::HasSubstr("10ms"));
+  EXPECT_THAT(std::string(answer.end.error.message()), testing::HasSubstr("500ms"));
 }
 
 TEST_F(EngineTest, CancelEndsWithinTwoSteps) {

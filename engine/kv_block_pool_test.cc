@@ -29,10 +29,34 @@ TEST(KvBlockPoolTest, ASharedBlockIsFreeAfterTheLastRelease) {
   ASSERT_TRUE(pool.Allocate(1, &blocks));
   pool.Retain(blocks[0]);
   EXPECT_EQ(pool.references(blocks[0]), 2);
-  pool.Release(blocks[0]);
+  EXPECT_FALSE(pool.Release(blocks[0]));
   EXPECT_EQ(pool.free_count(), 1);
-  pool.Release(blocks[0]);
+  EXPECT_FALSE(pool.Release(blocks[0]));
   EXPECT_EQ(pool.free_count(), 2);
+}
+
+TEST(KvBlockPoolTest, AKeptBlockIsIdleUntilItIsDropped) {
+  KvBlockPool pool(3);
+  std::vector<int32_t> blocks;
+  ASSERT_TRUE(pool.Allocate(2, &blocks));
+  pool.Keep(blocks[0]);
+  EXPECT_TRUE(pool.Release(blocks[0]));
+  EXPECT_FALSE(pool.Release(blocks[1]));
+  EXPECT_TRUE(pool.idle(blocks[0]));
+  EXPECT_FALSE(pool.idle(blocks[1]));
+  EXPECT_EQ(pool.idle_count(), 1);
+  EXPECT_EQ(pool.free_count(), 2);
+  EXPECT_EQ(pool.used_count(), 0);
+  EXPECT_EQ(pool.available_count(), 3);
+  EXPECT_FALSE(pool.Allocate(3, &blocks));  // an idle block is not handed out
+  pool.Retain(blocks[0]);
+  EXPECT_EQ(pool.idle_count(), 0);
+  EXPECT_EQ(pool.used_count(), 1);
+  EXPECT_TRUE(pool.Release(blocks[0]));  // still kept
+  pool.Drop(blocks[0]);
+  EXPECT_EQ(pool.free_count(), 3);
+  EXPECT_TRUE(pool.Allocate(3, &blocks));
+  EXPECT_FALSE(pool.Release(blocks[0]));  // kept no longer
 }
 
 TEST(KvBlockPoolTest, RandomUseAgreesWithAMapOfCounts) {
@@ -63,8 +87,10 @@ TEST(KvBlockPoolTest, RandomUseAgreesWithAMapOfCounts) {
 
 TEST(KvBlockPoolDeathTest, MisuseStopsTheProgram) {
   KvBlockPool pool(2);
-  EXPECT_DEATH(pool.Release(0), "block 0 is free");
+  EXPECT_DEATH(pool.Release(0), "block 0 is not used");
   EXPECT_DEATH(pool.Retain(1), "block 1 is free");
+  EXPECT_DEATH(pool.Keep(1), "block 1 is not used");
+  EXPECT_DEATH(pool.Drop(1), "block 1 is not idle");
   EXPECT_DEATH(pool.Release(2), "block 2 of 2");
 }
 

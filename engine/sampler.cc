@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "engine/philox.h"
 
@@ -52,6 +53,26 @@ struct Kept {
   SampleCandidate last = {INT32_MIN, INT32_MAX};
   bool Has(int32_t logit, int32_t id) const { return !FallingOrder{}(last, {logit, id}); }
 };
+
+// Calls visit(id) for the allowed tokens in rising id. The words of a grammar's mask are mostly
+// empty or mostly full, so empty ones are left at once.
+template <typename Visit>
+void ForEachAllowed(const uint32_t* allowed, int32_t vocab_size, Visit visit) {
+  for (int32_t first = 0; first < vocab_size; first += 32) {
+    uint32_t word = allowed[first / 32];
+    if (vocab_size - first < 32) word &= (uint32_t{1} << (vocab_size - first)) - 1;
+    for (; word != 0; word &= word - 1) visit(first + std::countr_zero(word));
+  }
+}
+
+// Argmax of the allowed tokens, -1 when there are none.
+int32_t ArgmaxAllowed(const int32_t* logits, int32_t vocab_size, const uint32_t* allowed) {
+  int32_t best = -1;
+  ForEachAllowed(allowed, vocab_size, [&](int32_t id) {
+    if (best < 0 || logits[id] > logits[best]) best = id;
+  });
+  return best;
+}
 
 uint64_t SumWeights(const SampleCandidate* begin, const SampleCandidate* end,
                     const uint32_t* weights) {
@@ -139,15 +160,23 @@ int32_t Argmax(const int32_t* logits, int32_t vocab_size) {
 }
 
 int32_t SampleToken(const int32_t* logits, int32_t vocab_size, int32_t logit_fraction_bits,
-                    const SamplingParams& params, uint64_t position,
-                    const SamplerScratch& scratch) {
-  const int32_t best = Argmax(logits, vocab_size);
-  if (params.inverse_temperature_q16 == 0) return best;
+                    const SamplingParams& params, uint64_t position, const SamplerScratch& scratch,
+                    const uint32_t* allowed) {
+  const int32_t best =
+      allowed == nullptr ? Argmax(logits, vocab_size) : ArgmaxAllowed(logits, vocab_size, allowed);
+  if (params.inverse_temperature_q16 == 0 || best < 0) return best;
   const ExpScale scale = MakeExpScale(params.inverse_temperature_q16, logit_fraction_bits);
   const int32_t max_logit = logits[best];
   uint32_t* const weights = scratch.weights;
-  for (int32_t id = 0; id < vocab_size; ++id) {
+  const auto weigh = [&](int32_t id) {
     weights[id] = SamplingWeight(Distance(max_logit, logits[id]), scale);
+  };
+  if (allowed == nullptr) {
+    for (int32_t id = 0; id < vocab_size; ++id) weigh(id);
+  } else {
+    // Weight zero: no filter counts such a token and no draw reaches it.
+    std::memset(weights, 0, static_cast<size_t>(vocab_size) * sizeof(*weights));
+    ForEachAllowed(allowed, vocab_size, weigh);
   }
   const bool ranked = params.top_k > 0 || params.top_p_q16 < 65536;
   const Kept kept = ranked ? ApplyTopKAndTopP(logits, vocab_size, params, scratch) : Kept{};

@@ -50,9 +50,13 @@ struct SamplerScratch {
 // The largest logit, the lowest id on ties.
 int32_t Argmax(const int32_t* logits, int32_t vocab_size);
 
-// Requires 1 <= vocab_size <= 2^20, |logit| < 2^30, parameters in their ranges.
+// Requires 1 <= vocab_size <= 2^20, |logit| < 2^30, parameters in their ranges. `allowed`: null, or
+// the bitmap of engine/logit_rules.h; a token without its bit takes no part in any rule, greedy or
+// not, as if the vocabulary did not have it. Bits at and above vocab_size are not read. -1 when no
+// token is allowed, else an allowed token.
 int32_t SampleToken(const int32_t* logits, int32_t vocab_size, int32_t logit_fraction_bits,
-                    const SamplingParams& params, uint64_t position, const SamplerScratch& scratch);
+                    const SamplingParams& params, uint64_t position, const SamplerScratch& scratch,
+                    const uint32_t* allowed = nullptr);
 
 // The draw's last step: the first id at which the running sum of weights exceeds `draw`. Requires
 // draw < sum of the weights.
