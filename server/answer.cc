@@ -4,11 +4,11 @@
 
 namespace fixpoint {
 
-Answer::Answer(std::shared_ptr<Stream> stream, const Tokenizer* tokenizer,
-               std::vector<std::string> stop_strings, bool with_logprobs)
+Answer::Answer(std::shared_ptr<Stream> stream, TextStream text, int32_t resumed, bool with_logprobs)
     : stream_(std::move(stream)),
-      text_(tokenizer, std::move(stop_strings)),
-      with_logprobs_(with_logprobs) {}
+      text_(std::move(text)),
+      with_logprobs_(with_logprobs),
+      num_tokens_(resumed) {}
 
 Answer::~Answer() { Close(); }
 
@@ -21,7 +21,18 @@ void Answer::Close() {
   stream_ = nullptr;
 }
 
+bool Answer::NextEvent(Event* event) {
+  if (!ahead_.has_value()) return stream_->TryNext(event);
+  *event = *std::move(ahead_);
+  ahead_.reset();
+  return true;
+}
+
 std::optional<AnswerItem> Answer::Next() {
+  if (!held_.empty()) {
+    AnswerDelta delta{.text = std::exchange(held_, ""), .index = num_tokens_};
+    return AnswerItem(std::move(delta));
+  }
   if (end_.has_value()) {
     AnswerEnd end = *std::move(end_);
     end_.reset();
@@ -29,13 +40,28 @@ std::optional<AnswerItem> Answer::Next() {
     return AnswerItem(std::move(end));
   }
   if (ended_ || stream_ == nullptr) return std::nullopt;
+  if (started_) return TakeWaiting();
+  Event event;
+  if (!stream_->TryNext(&event)) return std::nullopt;
+  started_ = true;
+  const int32_t cached_tokens = event.cached_tokens;
+  const bool failed = event.finished && event.reason != FinishReason::kStop &&
+                      event.reason != FinishReason::kLength;
+  ahead_ = std::move(event);
+  if (failed && !text_.stopped()) return TakeWaiting();
+  return AnswerItem(AnswerStart{cached_tokens});
+}
+
+// Everything that waits, as far as it is of one kind.
+std::optional<AnswerItem> Answer::TakeWaiting() {
   AnswerDelta delta;
   delta.index = num_tokens_;
   Event event;
-  while (delta.token_ids.size() < kMaxDeltaTokens && stream_->TryNext(&event)) {
+  while (delta.token_ids.size() < kMaxDeltaTokens && NextEvent(&event)) {
+    if (event.of_prompt) return AnswerItem(TakePrompt(std::move(event)));
     if (event.finished) {
-      delta.text += text_.Finish();
       end_ = End(event);
+      held_ = text_.Finish();
       break;
     }
     if (text_.stopped()) continue;  // chosen before the engine heard of the stop string
@@ -48,6 +74,19 @@ std::optional<AnswerItem> Answer::Next() {
   }
   if (!delta.token_ids.empty() || !delta.text.empty()) return AnswerItem(std::move(delta));
   return end_.has_value() ? Next() : std::nullopt;
+}
+
+PromptLogprobs Answer::TakePrompt(Event event) {
+  PromptLogprobs part;
+  part.index = event.index;
+  do {
+    part.token_ids.push_back(event.token_id);
+    part.logprobs.push_back({event.chosen, std::move(event.top)});
+    event = Event();
+    if (part.token_ids.size() == kMaxDeltaTokens || !stream_->TryNext(&event)) return part;
+  } while (event.of_prompt);
+  ahead_ = std::move(event);
+  return part;
 }
 
 void Answer::AddToken(const Event& event, AnswerDelta* delta) {

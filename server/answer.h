@@ -21,6 +21,18 @@ struct PositionLogprobs {
   std::vector<TokenLogprob> top;
 };
 
+// The first event of the engine has come: the request is being run.
+struct AnswerStart {
+  int32_t cached_tokens = 0;
+};
+
+// What the model thought of tokens of the prompt, rising by index.
+struct PromptLogprobs {
+  std::vector<int32_t> token_ids;
+  std::vector<PositionLogprobs> logprobs;  // as long as token_ids
+  int32_t index = 0;                       // in the prompt, of the first id
+};
+
 struct AnswerDelta {
   std::string text;  // whole code points, possibly empty
   std::vector<int32_t> token_ids;
@@ -38,21 +50,24 @@ struct AnswerEnd {
   int32_t completion_tokens = 0;
 };
 
-using AnswerItem = std::variant<AnswerDelta, AnswerEnd>;
+using AnswerItem = std::variant<AnswerStart, PromptLogprobs, AnswerDelta, AnswerEnd>;
 
 // Not thread-safe, except that the listener is called by the engine thread.
 class Answer {
  public:
-  // `tokenizer` must outlive this. with_logprobs: the request asked for them.
-  Answer(std::shared_ptr<Stream> stream, const Tokenizer* tokenizer,
-         std::vector<std::string> stop_strings, bool with_logprobs);
+  // `text` has taken the `resumed` ids that an earlier stream gave; what it stands on must outlive
+  // this. with_logprobs: the request asked for them.
+  Answer(std::shared_ptr<Stream> stream, TextStream text, int32_t resumed, bool with_logprobs);
   ~Answer();
 
   // `listener` is called whenever Next may have more; see Stream::SetListener.
   void Listen(std::function<void()> listener);
 
-  // The next item, if there is one now. Several waiting tokens come as one delta (at most
-  // kMaxDeltaTokens). Deltas are followed by exactly one AnswerEnd, then by nothing.
+  // The next item, if there is one now: one AnswerStart, the prompt's log-probabilities, deltas,
+  // one AnswerEnd, then nothing. Several waiting tokens come as one delta (at most
+  // kMaxDeltaTokens). Text that was held back to the end comes as a last delta without tokens: so
+  // the text of all deltas with tokens depends on the ids alone, and a stream can be resumed behind
+  // any of them. An end that is a failure may come without a start.
   std::optional<AnswerItem> Next();
 
   // Stops listening (a running call of the listener has returned then) and cancels the request if
@@ -62,14 +77,20 @@ class Answer {
   static constexpr size_t kMaxDeltaTokens = 256;
 
  private:
+  std::optional<AnswerItem> TakeWaiting();
+  bool NextEvent(Event* event);
+  PromptLogprobs TakePrompt(Event event);
   void AddToken(const Event& event, AnswerDelta* delta);
   AnswerEnd End(const Event& event) const;
 
   std::shared_ptr<Stream> stream_;
   TextStream text_;
   const bool with_logprobs_;
-  int32_t num_tokens_ = 0;        // given out
-  std::optional<AnswerEnd> end_;  // waits behind a last delta
+  int32_t num_tokens_ = 0;  // given out, by earlier streams too
+  bool started_ = false;
+  std::optional<Event> ahead_;    // taken from the stream, not used yet
+  std::string held_;              // text that waits for a last delta of its own
+  std::optional<AnswerEnd> end_;  // waits behind it
   bool ended_ = false;
 };
 

@@ -2,10 +2,12 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
 #include "server/calibration_cache.h"
@@ -15,20 +17,32 @@
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/serving_core.h"
+#include "server/ticker.h"
 #include "server/version.h"
+#include "server/watchdog.h"
 
 namespace fixpoint {
 namespace {
 
 // How often the engine's health is looked at while serving.
 constexpr absl::Duration kHealthPoll = absl::Seconds(1);
+// How often the watchdog and the slow readers are looked at: often enough for the shortest of their
+// limits, at most four times a second.
+absl::Duration TickPeriod(const DaemonOptions& options) {
+  const absl::Duration shortest = std::min(options.watchdog, options.slow_reader_timeout) / 4;
+  return std::clamp(shortest, absl::Milliseconds(1), absl::Milliseconds(250));
+}
 // For the last messages of calls that the end of the drain cancelled.
 constexpr absl::Duration kFlushTime = absl::Seconds(1);
 
 class Daemon {
  public:
   Daemon(const DaemonOptions& options, const StopSignal& stop)
-      : options_(options), stop_(stop), core_(ServingOptions{}, &metrics_), service_(&core_) {}
+      : options_(options),
+        stop_(stop),
+        core_(ServingOptions{}, &metrics_),
+        service_(&core_),
+        watchdog_(options.watchdog) {}
 
   absl::Status Run() {
     const absl::Time start = absl::Now();
@@ -43,6 +57,9 @@ class Daemon {
     }
     if (stop_.signal() == 0) {
       RETURN_IF_ERROR(Load(std::move(bundle), start));
+    }
+    const Ticker ticker(TickPeriod(options_), [this] { Tick(); });
+    if (core_.model() != nullptr) {
       RETURN_IF_ERROR(Serve());
     }
     Drain();
@@ -69,12 +86,47 @@ class Daemon {
       return HttpResponse{.content_type = "text/plain; version=0.0.4; charset=utf-8",
                           .body = metrics_.Render()};
     });
-    http_.Route("GET", "/healthz",
-                [](const HttpRequest&) { return HttpResponse{.body = "alive\n"}; });
+    // Liveness: a restart is what a stuck engine needs.
+    http_.Route("GET", "/healthz", [this](const HttpRequest&) {
+      if (core_.stuck()) return HttpResponse{.status = 503, .body = "engine stuck\n"};
+      return HttpResponse{.body = "alive\n"};
+    });
     http_.Route("GET", "/readyz", [this](const HttpRequest&) {
       if (core_.IsReady()) return HttpResponse{.body = "ready\n"};
       return HttpResponse{.status = 503, .body = core_.draining() ? "draining\n" : "not ready\n"};
     });
+  }
+
+  // Every way of telling readiness, from the one state that decides it. Whoever changes the state
+  // calls this behind the change, so the last caller tells the last state.
+  void PublishReadiness() {
+    absl::MutexLock lock(&readiness_mutex_);
+    const bool ready = core_.IsReady();
+    grpc_.SetServing(ready);
+    metrics_.SetReady(ready);
+  }
+
+  // On the ticker's thread.
+  void Tick() {
+    const absl::Duration now = SteadyNow();
+    core_.open_calls().EndStuckReaders(now, options_.slow_reader_timeout);
+    const std::shared_ptr<ServedModel> model = core_.model();
+    if (model == nullptr) return;
+    const EngineLoad load = model->engine().load();
+    const bool stuck = watchdog_.Look(now, load.running + load.waiting > 0, metrics_.steps());
+    if (stuck == core_.stuck()) return;
+    if (stuck) {
+      LogLine(LogLevel::kError, "engine_stuck")
+          .Add("seconds_without_step", absl::ToDoubleSeconds(watchdog_.stalled()))
+          .Add("running", load.running)
+          .Add("waiting", load.waiting)
+          .Write();
+    } else {
+      LogLine(LogLevel::kWarning, "engine_recovered").Write();
+    }
+    core_.SetStuck(stuck);
+    metrics_.SetStuck(stuck);
+    PublishReadiness();
   }
 
   // A bundle in the cache that cannot be read any more is made anew, once.
@@ -102,8 +154,7 @@ class Daemon {
     line.Add("context_tokens", model->limits().engine.max_context_tokens);
     line.Add("kv_blocks", model->engine().load().total_blocks);
     core_.SetModel(std::move(model));
-    grpc_.SetServing(true);
-    metrics_.SetReady(true);
+    PublishReadiness();
     line.Add("seconds", absl::ToDoubleSeconds(absl::Now() - start)).Write();
     return absl::OkStatus();
   }
@@ -112,8 +163,7 @@ class Daemon {
   absl::Status Serve() {
     while (!stop_.Wait(kHealthPoll)) {
       if (core_.model()->engine().healthy()) continue;
-      grpc_.SetServing(false);
-      metrics_.SetReady(false);
+      PublishReadiness();
       grpc_.Shutdown(absl::Now() + kFlushTime);
       http_.Stop();
       return absl::InternalError("the device was lost");
@@ -123,8 +173,7 @@ class Daemon {
 
   void Drain() {
     core_.BeginDrain();
-    metrics_.SetReady(false);
-    grpc_.SetServing(false);
+    PublishReadiness();
     // Load balancers learn of the drain from the probes and need a moment to turn away. SIGINT is a
     // person at a terminal.
     const absl::Duration notice =
@@ -150,6 +199,8 @@ class Daemon {
   GenerationService service_;
   HttpServer http_;
   GrpcHost grpc_;
+  Watchdog watchdog_;  // the ticker's thread only
+  absl::Mutex readiness_mutex_;
 };
 
 }  // namespace

@@ -21,6 +21,10 @@ struct DaemonOptions {
   std::string progress = "json";  // of a calibration: bar, json or none
   absl::Duration drain_notice = absl::Seconds(5);
   absl::Duration drain_timeout = absl::Seconds(30);
+  // A step that takes longer while work is open: the engine counts as stuck.
+  absl::Duration watchdog = absl::Seconds(60);
+  // A call whose caller takes nothing for so long is cancelled.
+  absl::Duration slow_reader_timeout = absl::Seconds(30);
 };
 
 // Returns when a signal has stopped the server and all calls have ended (OK), or with what went

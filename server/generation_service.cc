@@ -2,7 +2,10 @@
 
 #include <atomic>
 #include <functional>
+#include <iterator>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -11,6 +14,8 @@
 #include "base/status_macros.h"
 #include "server/generation_call.h"
 #include "server/status_mapping.h"
+#include "server/trace_context.h"
+#include "server/unary_answer.h"
 #include "server/unknown_fields.h"
 #include "server/wire_answer.h"
 
@@ -38,65 +43,120 @@ GenerationCall::Parser ParserOf(const WireRequest* request) {
   };
 }
 
+constexpr char kRequestIdKey[] = "fixpoint-request-id";
+constexpr char kTraceparentKey[] = "traceparent";
+
+CallOrigin OriginOf(const grpc::CallbackServerContext& context, const char* method) {
+  CallOrigin origin{.method = method, .peer = context.peer()};
+  const auto& metadata = context.client_metadata();
+  const auto [first, last] = metadata.equal_range(kTraceparentKey);
+  if (first != last && std::next(first) == last) {  // two of them say nothing
+    origin.trace = ParseTraceparent({first->second.data(), first->second.size()});
+  }
+  return origin;
+}
+
 // gRPC tells by OnDone that it will not touch a reactor again; jobs of ours may still hold the call
 // then.
 class StreamedCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
                            public GenerationCall {
  public:
   StreamedCall(ServingCore* core, grpc::CallbackServerContext* context)
-      : GenerationCall(core, "Generate", context->peer()), context_(context) {}
+      : GenerationCall(core, OriginOf(*context, "Generate")), context_(context) {}
 
   void Keep(std::shared_ptr<StreamedCall> self) { self_ = std::move(self); }
 
+  void OnSendInitialMetadataDone(bool ok) override { OnWriteDone(ok); }
   void OnWriteDone(bool ok) override {
-    writing_ = false;
+    waiting_since_ns_ = kNotWaiting;
     ok ? Signal() : CallerLeft();
   }
   void OnCancel() override { CallerLeft(); }
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    waiting_since_ns_ = kNotWaiting;
+    {
+      std::lock_guard<std::recursive_mutex> lock(context_mutex_);
+      context_ = nullptr;
+    }
+    self_.reset();
+  }
+
+  absl::Duration waiting_since() const override {
+    const int64_t since_ns = waiting_since_ns_;
+    return since_ns == kNotWaiting ? absl::InfiniteDuration() : absl::Nanoseconds(since_ns);
+  }
 
  private:
-  bool ReadyForOutput() const override { return !writing_; }
+  static constexpr int64_t kNotWaiting = -1;
 
-  void Started(int32_t prompt_tokens) override {
+  bool ReadyForOutput() const override { return waiting_since_ns_ == kNotWaiting; }
+
+  void Accepted(const ParsedRequest&) override {
+    context_->AddInitialMetadata(kRequestIdKey, request_id());
+    MarkWaiting();
+    StartSendInitialMetadata();
+  }
+
+  void Started(int32_t choice, int32_t prompt_tokens, const AnswerStart& start) override {
     message_.Clear();
     v1::Started* started = message_.mutable_started();
     started->set_request_id(request_id());
     started->set_system_fingerprint(model().fingerprint());
     started->set_prompt_tokens(static_cast<uint32_t>(prompt_tokens));
+    started->set_cached_tokens(static_cast<uint32_t>(start.cached_tokens));
+    started->set_choice(static_cast<uint32_t>(choice));
     Write();
   }
 
-  void Delta(AnswerDelta delta) override {
+  absl::Status Prompt(PromptPart part) override {
     message_.Clear();
-    FillDelta(std::move(delta), model().tokenizer(), message_.mutable_delta());
+    FillPromptPart(std::move(part), model().tokenizer(), message_.mutable_prompt_part());
     Write();
+    return absl::OkStatus();
   }
 
-  void Done(const AnswerEnd& end) override {
+  absl::Status Delta(int32_t choice, AnswerDelta delta) override {
     message_.Clear();
-    FillFinished(end, message_.mutable_finished());
+    FillDelta(choice, std::move(delta), model().tokenizer(), message_.mutable_delta());
+    Write();
+    return absl::OkStatus();
+  }
+
+  void Finished(int32_t choice, const ChoiceEnd& end, bool last) override {
+    message_.Clear();
+    FillFinished(choice, end, message_.mutable_finished());
+    if (!last) return Write();
+    MarkWaiting();
     StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
   }
 
   void Failed(const absl::Status& status) override { Finish(FinishWith(context_, status)); }
 
+  // Cancelling may run OnCancel, OnWriteDone and OnDone on this very thread, so the mutex that
+  // keeps the context alive meanwhile has to be recursive.
+  void BreakOff() override {
+    std::lock_guard<std::recursive_mutex> lock(context_mutex_);
+    if (context_ != nullptr) context_->TryCancel();
+  }
+
+  void MarkWaiting() { waiting_since_ns_ = absl::ToInt64Nanoseconds(SteadyNow()); }
   void Write() {
-    writing_ = true;
+    MarkWaiting();
     StartWrite(&message_);
   }
 
-  grpc::CallbackServerContext* const context_;
+  std::recursive_mutex context_mutex_;
+  grpc::CallbackServerContext* context_;  // null once gRPC is done with it
   std::shared_ptr<StreamedCall> self_;
-  std::atomic<bool> writing_{false};
-  v1::GenerateResponse message_;  // belongs to gRPC while writing_
+  std::atomic<int64_t> waiting_since_ns_{kNotWaiting};
+  v1::GenerateResponse message_;  // belongs to gRPC while it waits
 };
 
 class UnaryCall final : public grpc::ServerUnaryReactor, public GenerationCall {
  public:
   UnaryCall(ServingCore* core, grpc::CallbackServerContext* context,
             v1::GenerateOnceResponse* response)
-      : GenerationCall(core, "GenerateOnce", context->peer()),
+      : GenerationCall(core, OriginOf(*context, "GenerateOnce")),
         context_(context),
         response_(response) {}
 
@@ -104,33 +164,34 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public GenerationCall {
 
   void OnCancel() override { CallerLeft(); }
   void OnDone() override { self_.reset(); }
+  // The answer is complete when it is written: a caller that does not take it holds nothing of the
+  // engine.
+  absl::Duration waiting_since() const override { return absl::InfiniteDuration(); }
 
  private:
   bool ReadyForOutput() const override { return true; }
 
-  void Started(int32_t) override {
+  void Accepted(const ParsedRequest& request) override {
+    context_->AddInitialMetadata(kRequestIdKey, request_id());
+    answer_.emplace(request, &model().tokenizer(), response_);
     response_->set_request_id(request_id());
     response_->set_system_fingerprint(model().fingerprint());
   }
-
-  // Bounded by the context: one answer of ids, text and at most 21 log-probabilities a token.
-  void Delta(AnswerDelta delta) override {
-    response_->mutable_text()->append(delta.text);
-    for (const int32_t id : delta.token_ids) response_->add_token_ids(static_cast<uint32_t>(id));
-    for (const PositionLogprobs& logprobs : delta.logprobs) {
-      FillLogprobs(logprobs, model().tokenizer(), response_->add_logprobs());
-    }
+  void Started(int32_t, int32_t, const AnswerStart&) override {}
+  absl::Status Prompt(PromptPart part) override { return answer_->Add(std::move(part)); }
+  absl::Status Delta(int32_t choice, AnswerDelta delta) override {
+    return answer_->Add(choice, std::move(delta));
   }
-
-  void Done(const AnswerEnd& end) override {
-    FillFinished(end, response_->mutable_finished());
-    Finish(grpc::Status::OK);
+  void Finished(int32_t choice, const ChoiceEnd& end, bool last) override {
+    answer_->End(choice, end);
+    if (last) Finish(grpc::Status::OK);
   }
-
   void Failed(const absl::Status& status) override { Finish(FinishWith(context_, status)); }
+  void BreakOff() override {}
 
   grpc::CallbackServerContext* const context_;
   v1::GenerateOnceResponse* const response_;
+  std::optional<UnaryAnswer> answer_;
   std::shared_ptr<UnaryCall> self_;
 };
 
@@ -143,6 +204,7 @@ grpc::ServerUnaryReactor* RunOnIntake(ServingCore* core, grpc::CallbackServerCon
     reactor->Finish(FinishWith(context, status));
   };
   if (!core->intake().TryPost([work = std::move(work), finish] { finish(work()); })) {
+    core->metrics().Refused(RefusalReason::kIntakeFull);
     finish(absl::ResourceExhaustedError("too many calls wait to be tokenized; try again later"));
   }
   return reactor;
@@ -212,7 +274,11 @@ grpc::ServerUnaryReactor* GenerationService::GetLoad(grpc::CallbackServerContext
   if (status.ok()) {
     const std::shared_ptr<ServedModel> model = core_->model();
     if (model != nullptr) {
-      FillLoad(model->engine().load(), core_->draining(), response);
+      FillLoad(model->engine().load(), model->limits().engine, response);
+      response->set_draining(core_->draining());
+      response->set_ready(core_->IsReady());
+      response->set_cache_query_tokens(core_->metrics().cache_query_tokens());
+      response->set_cache_hit_tokens(core_->metrics().cache_hit_tokens());
     } else {
       status = absl::UnavailableError("the model is being loaded; try again later");
     }

@@ -23,6 +23,9 @@ constexpr int kMaxMetadataBytes = 16 << 10;
 constexpr int kKeepaliveTimeMs = 20'000;
 constexpr int kKeepaliveTimeoutMs = 10'000;
 constexpr int kMinPingIntervalMs = 10'000;  // clients that ping faster are sent away
+constexpr int kMaxPingStrikes = 2;
+// A connection without calls costs a descriptor; clients open a new one when they need it.
+constexpr int kMaxConnectionIdleMs = 30 * 60'000;
 
 // While a port is tried the library's own complaint is dropped: Start reports it once, and better.
 std::atomic<bool> quiet{false};
@@ -57,6 +60,8 @@ absl::Status GrpcHost::Start(const ListenAddress& address, grpc::Service* servic
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              kMinPingIntervalMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, kMaxPingStrikes);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kMaxConnectionIdleMs);
   quiet = true;
   server_ = builder.BuildAndStart();
   quiet = false;

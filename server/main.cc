@@ -13,13 +13,17 @@
 namespace {
 
 constexpr int kUsageError = 2;
-constexpr double kMaxDrainSeconds = 86400;
+constexpr double kMaxSeconds = 86400;
 
 struct Flags {
   std::string listen = "127.0.0.1:50051";
   std::string http = "127.0.0.1:8080";
   double drain_notice = 5;
   double drain_timeout = 30;
+  double watchdog = 60;
+  double slow_reader_timeout = 30;
+  double queue_timeout = 0;
+  double self_test_budget = 2;
 };
 
 void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
@@ -44,13 +48,36 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
                   "Requests that may wait; more are refused")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
+  app->add_option("--max-queue-tokens", options->load.max_queue_tokens,
+                  "Prompt tokens that may wait; more are refused")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
+      ->capture_default_str();
+  app->add_option("--queue-timeout", flags->queue_timeout,
+                  "Seconds that a request may wait for a place in the batch; 0: any time")
+      ->check(CLI::Range(0.0, kMaxSeconds))
+      ->capture_default_str();
+  app->add_option("--max-running", options->load.max_running, "Requests in the batch at most")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app->add_option("--self-test-seconds", flags->self_test_budget,
+                  "The start compares the bundle's golden digest if that takes no longer")
+      ->check(CLI::Range(0.0, kMaxSeconds))
+      ->capture_default_str();
+  app->add_option("--watchdog", flags->watchdog,
+                  "Seconds that one step may take before the server counts as stuck")
+      ->check(CLI::Range(0.001, kMaxSeconds))
+      ->capture_default_str();
+  app->add_option("--slow-reader-timeout", flags->slow_reader_timeout,
+                  "Seconds that a caller may take nothing before its call is cancelled")
+      ->check(CLI::Range(0.001, kMaxSeconds))
+      ->capture_default_str();
   app->add_option("--drain-notice", flags->drain_notice,
                   "Seconds of serving on after SIGTERM, not ready")
-      ->check(CLI::Range(0.0, kMaxDrainSeconds))
+      ->check(CLI::Range(0.0, kMaxSeconds))
       ->capture_default_str();
   app->add_option("--drain-timeout", flags->drain_timeout,
                   "Seconds that open streams may then still take")
-      ->check(CLI::Range(0.0, kMaxDrainSeconds))
+      ->check(CLI::Range(0.0, kMaxSeconds))
       ->capture_default_str();
   app->add_option("--progress", options->progress, "Progress of a calibration on stderr")
       ->check(CLI::IsMember({"bar", "json", "none"}))
@@ -85,6 +112,10 @@ int main(int argc, char** argv) {
     if (!http.ok()) return Fail(fixpoint::Annotate(http.status(), "--http"), kUsageError);
     options.http = *http;
   }
+  if (flags.queue_timeout > 0) options.load.max_queue_time = absl::Seconds(flags.queue_timeout);
+  options.load.self_test_budget = absl::Seconds(flags.self_test_budget);
+  options.watchdog = absl::Seconds(flags.watchdog);
+  options.slow_reader_timeout = absl::Seconds(flags.slow_reader_timeout);
   options.drain_notice = absl::Seconds(flags.drain_notice);
   options.drain_timeout = absl::Seconds(flags.drain_timeout);
 

@@ -46,7 +46,37 @@ const char* ReasonName(FinishReason reason) {
   return "error";
 }
 
+constexpr RefusalReason kRefusalReasons[] = {RefusalReason::kLoading,     RefusalReason::kDraining,
+                                             RefusalReason::kDeviceLost,  RefusalReason::kStuck,
+                                             RefusalReason::kIntakeFull,  RefusalReason::kQueueFull,
+                                             RefusalReason::kQueueTimeout};
+
+const char* RefusalName(RefusalReason reason) {
+  switch (reason) {
+    case RefusalReason::kLoading:
+      return "loading";
+    case RefusalReason::kDraining:
+      return "draining";
+    case RefusalReason::kDeviceLost:
+      return "device_lost";
+    case RefusalReason::kStuck:
+      return "stuck";
+    case RefusalReason::kIntakeFull:
+      return "intake_full";
+    case RefusalReason::kQueueFull:
+      return "queue_full";
+    case RefusalReason::kQueueTimeout:
+      return "queue_timeout";
+  }
+  return "unknown";
+}
+
 }  // namespace
+
+double KvUsage(const EngineLoad& load) {
+  if (load.total_blocks <= 0) return 0;
+  return 1.0 - static_cast<double>(load.free_blocks) / load.total_blocks;
+}
 
 template <typename Kind>
 prometheus::Family<Kind>& Metrics::Add(const char* name, const char* help) {
@@ -67,6 +97,29 @@ Metrics::Metrics()
                                       "Calls that ended, by method and status code")),
       answers_(Add<prometheus::Counter>("fixpoint_requests_finished_total",
                                         "Generation requests that ended, by finish reason")),
+      refused_(Add<prometheus::Counter>("fixpoint_calls_refused_total",
+                                        "Calls refused before they ran, by reason")),
+      slow_readers_(Add<prometheus::Counter>("fixpoint_slow_readers_total",
+                                             "Calls ended because their caller took nothing")
+                        .Add({})),
+      preemptions_(Add<prometheus::Counter>("fixpoint_preemptions_total",
+                                            "Running requests that lost their key/value blocks")
+                       .Add({})),
+      cache_query_tokens_(Add<prometheus::Counter>("fixpoint_prefix_cache_query_tokens_total",
+                                                   "Prompt tokens looked up in the prefix cache")
+                              .Add({})),
+      cache_hit_tokens_(Add<prometheus::Counter>("fixpoint_prefix_cache_hit_tokens_total",
+                                                 "Prompt tokens found in the prefix cache")
+                            .Add({})),
+      drafts_(Add<prometheus::Counter>("fixpoint_drafts_total",
+                                       "Steps of requests in which prompt lookup proposed tokens")
+                  .Add({})),
+      draft_tokens_(Add<prometheus::Counter>("fixpoint_draft_tokens_total",
+                                             "Tokens that prompt lookup proposed")
+                        .Add({})),
+      accepted_draft_tokens_(Add<prometheus::Counter>("fixpoint_draft_tokens_accepted_total",
+                                                      "Proposed tokens that the model chose")
+                                 .Add({})),
       prompt_tokens_(
           Add<prometheus::Counter>("fixpoint_prompt_tokens_total", "Prompt tokens admitted")
               .Add({})),
@@ -112,7 +165,10 @@ Metrics::Metrics()
               .Add({})),
       ready_(
           Add<prometheus::Gauge>("fixpoint_ready", "1 when a new request would be served").Add({})),
-      draining_(Add<prometheus::Gauge>("fixpoint_draining", "1 from SIGTERM on").Add({})) {
+      draining_(Add<prometheus::Gauge>("fixpoint_draining", "1 from SIGTERM on").Add({})),
+      stuck_(Add<prometheus::Gauge>("fixpoint_engine_stuck",
+                                    "1 while a step takes longer than the watchdog allows")
+                 .Add({})) {
   Add<prometheus::Gauge>("fixpoint_build_info", "The running program; always 1")
       .Add({{"version", kServerVersion}})
       .Set(1);
@@ -121,6 +177,9 @@ Metrics::Metrics()
        {FinishReason::kStop, FinishReason::kLength, FinishReason::kCancelled,
         FinishReason::kDeadline, FinishReason::kError}) {
     answers_.Add({{"reason", ReasonName(reason)}});
+  }
+  for (const RefusalReason reason : kRefusalReasons) {
+    refused_.Add({{"reason", RefusalName(reason)}});
   }
 }
 
@@ -148,11 +207,39 @@ void Metrics::OnFinished(FinishReason, int32_t prompt_tokens, int32_t generated,
 
 void Metrics::OnStep(int32_t sequences, int32_t tokens, absl::Duration forward,
                      absl::Duration other) {
+  ++steps_;
   step_sequences_.Observe(sequences);
   step_tokens_.Observe(tokens);
   step_forward_.Observe(absl::ToDoubleSeconds(forward));
   step_other_.Observe(absl::ToDoubleSeconds(other));
 }
+
+void Metrics::OnCacheLookup(int32_t query_tokens, int32_t hit_tokens) {
+  cache_query_tokens_.Increment(query_tokens);
+  cache_hit_tokens_.Increment(hit_tokens);
+}
+
+void Metrics::OnPreempted() { preemptions_.Increment(); }
+
+void Metrics::OnDraft(int32_t drafted, int32_t accepted) {
+  drafts_.Increment();
+  draft_tokens_.Increment(drafted);
+  accepted_draft_tokens_.Increment(accepted);
+}
+
+uint64_t Metrics::cache_query_tokens() const {
+  return static_cast<uint64_t>(cache_query_tokens_.Value());
+}
+
+uint64_t Metrics::cache_hit_tokens() const {
+  return static_cast<uint64_t>(cache_hit_tokens_.Value());
+}
+
+void Metrics::Refused(RefusalReason reason) {
+  refused_.Add({{"reason", RefusalName(reason)}}).Increment();
+}
+
+void Metrics::SlowReaderEnded() { slow_readers_.Increment(); }
 
 void Metrics::CallEnded(absl::string_view method, absl::StatusCode code) {
   calls_.Add({{"method", std::string(method)}, {"code", CodeName(code)}}).Increment();
@@ -162,13 +249,24 @@ void Metrics::AnswerEnded(FinishReason reason) {
   answers_.Add({{"reason", ReasonName(reason)}}).Increment();
 }
 
-void Metrics::SetModel(const ModelIdentity& identity, std::function<EngineLoad()> load) {
+void Metrics::SetModel(const ModelIdentity& identity, const EngineLimits& limits,
+                       std::function<EngineLoad()> load) {
   Add<prometheus::Gauge>("fixpoint_bundle_info", "The served bundle; always 1")
       .Add({{"model", identity.name},
             {"digest", identity.bundle_digest},
             {"numerics", absl::StrCat(identity.numerics_version)},
             {"device", identity.device}})
       .Set(1);
+  // Constants that routers need beside the gauges.
+  Add<prometheus::Gauge>("fixpoint_kv_cache_block_tokens", "Tokens in a key/value block")
+      .Add({})
+      .Set(limits.block_tokens);
+  Add<prometheus::Gauge>("fixpoint_max_running", "Requests that the batch can hold")
+      .Add({})
+      .Set(limits.max_running);
+  Add<prometheus::Gauge>("fixpoint_max_waiting", "Requests that the queue can hold")
+      .Add({})
+      .Set(limits.max_queue_requests);
   absl::MutexLock lock(&mutex_);
   load_ = std::move(load);
 }
@@ -176,6 +274,8 @@ void Metrics::SetModel(const ModelIdentity& identity, std::function<EngineLoad()
 void Metrics::SetReady(bool ready) { ready_.Set(ready ? 1 : 0); }
 
 void Metrics::SetDraining() { draining_.Set(1); }
+
+void Metrics::SetStuck(bool stuck) { stuck_.Set(stuck ? 1 : 0); }
 
 std::string Metrics::Render() {
   {
@@ -187,8 +287,7 @@ std::string Metrics::Render() {
       waiting_tokens_.Set(static_cast<double>(load.waiting_tokens));
       kv_free_.Set(load.free_blocks);
       kv_total_.Set(load.total_blocks);
-      if (load.total_blocks > 0)
-        kv_usage_.Set(1.0 - static_cast<double>(load.free_blocks) / load.total_blocks);
+      kv_usage_.Set(KvUsage(load));
     }
   }
   std::ostringstream out;

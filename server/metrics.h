@@ -2,6 +2,8 @@
 // tokens.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -22,6 +24,20 @@
 
 namespace fixpoint {
 
+// Why a call was refused before it ran.
+enum class RefusalReason {
+  kLoading,
+  kDraining,
+  kDeviceLost,
+  kStuck,
+  kIntakeFull,    // too many calls wait to be tokenized
+  kQueueFull,     // the engine's queue
+  kQueueTimeout,  // waited in it too long
+};
+
+// Used share of the key/value blocks, 0 to 1.
+double KvUsage(const EngineLoad& load);
+
 // Thread-safe. The engine thread calls the On... functions: each is a few uncontended locks.
 class Metrics final : public EngineObserver {
  public:
@@ -35,6 +51,15 @@ class Metrics final : public EngineObserver {
   void OnStep(int32_t sequences, int32_t tokens, absl::Duration forward,
               absl::Duration other) override;
 
+  void OnCacheLookup(int32_t query_tokens, int32_t hit_tokens) override;
+  void OnPreempted() override;
+  void OnDraft(int32_t drafted, int32_t accepted) override;
+
+  // Steps that have ended: the watchdog's sign of life.
+  uint64_t steps() const { return steps_; }
+  uint64_t cache_query_tokens() const;
+  uint64_t cache_hit_tokens() const;
+
   // Every call of every method ends with one of these. `method` is one of a fixed few names: label
   // values stay bounded.
   void CallEnded(absl::string_view method, absl::StatusCode code);
@@ -42,10 +67,15 @@ class Metrics final : public EngineObserver {
   // engine, so the engine's own reason would be wrong here.)
   void AnswerEnded(FinishReason reason);
 
+  void Refused(RefusalReason reason);
+  // A call was ended because its caller took nothing for too long.
+  void SlowReaderEnded();
   // The served model, from when it is loaded; gauges are read from `load` at each scrape.
-  void SetModel(const ModelIdentity& identity, std::function<EngineLoad()> load);
+  void SetModel(const ModelIdentity& identity, const EngineLimits& limits,
+                std::function<EngineLoad()> load);
   void SetReady(bool ready);
   void SetDraining();
+  void SetStuck(bool stuck);
 
   // Text exposition format 0.0.4.
   std::string Render();
@@ -57,8 +87,17 @@ class Metrics final : public EngineObserver {
                                       const prometheus::Histogram::BucketBoundaries& buckets);
 
   prometheus::Registry registry_;
+  std::atomic<uint64_t> steps_{0};
   prometheus::Family<prometheus::Counter>& calls_;
   prometheus::Family<prometheus::Counter>& answers_;
+  prometheus::Family<prometheus::Counter>& refused_;
+  prometheus::Counter& slow_readers_;
+  prometheus::Counter& preemptions_;
+  prometheus::Counter& cache_query_tokens_;
+  prometheus::Counter& cache_hit_tokens_;
+  prometheus::Counter& drafts_;
+  prometheus::Counter& draft_tokens_;
+  prometheus::Counter& accepted_draft_tokens_;
   prometheus::Counter& prompt_tokens_;
   prometheus::Counter& cached_tokens_;
   prometheus::Counter& generation_tokens_;
@@ -80,6 +119,7 @@ class Metrics final : public EngineObserver {
   prometheus::Gauge& kv_total_;
   prometheus::Gauge& ready_;
   prometheus::Gauge& draining_;
+  prometheus::Gauge& stuck_;
   absl::Mutex mutex_;
   std::function<EngineLoad()> load_ ABSL_GUARDED_BY(mutex_);
 };

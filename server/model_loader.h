@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "bundle/bundle.h"
 #include "server/served_model.h"
 
@@ -16,13 +17,17 @@ struct LoadOptions {
   int threads = 0;             // 0: every CPU that the process may use
   int64_t kv_cache_bytes = 0;  // 0: the executor's default
   int max_queue_requests = 256;
+  int64_t max_queue_tokens = 1 << 20;
+  absl::Duration max_queue_time = absl::InfiniteDuration();
+  int max_running = 64;
+  absl::Duration self_test_budget = absl::Seconds(2);  // of the golden run; see self_test.h
 };
 
 // OK for a device that this build can serve on. INVALID_ARGUMENT names it.
 absl::Status CheckDevice(const std::string& device);
 
-// Packs the weights, allocates the KV cache and starts the engine thread. `name` is what callers
-// see; `observer` must outlive the result.
+// Packs the weights, allocates the KV cache, tests itself (server/self_test.h) and starts the
+// engine thread. `name` is what callers see; `observer` must outlive the result.
 absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std::string& name,
                                                        const LoadOptions& options,
                                                        EngineObserver* observer);

@@ -19,6 +19,17 @@ size_t PromptByteLimit(const Tokenizer& tokenizer, int32_t max_prompt_tokens) {
   return std::min(kMaxPromptBytes, longest * static_cast<size_t>(max_prompt_tokens));
 }
 
+const char* FieldOf(ConstraintKind kind) {
+  switch (kind) {
+    case ConstraintKind::kJsonSchema:
+      return "constraint.json_schema";
+    case ConstraintKind::kRegex:
+      return "constraint.regex";
+    default:
+      return "constraint";
+  }
+}
+
 }  // namespace
 
 std::string SystemFingerprint(const ModelIdentity& identity) {
@@ -27,14 +38,16 @@ std::string SystemFingerprint(const ModelIdentity& identity) {
 
 ServedModel::ServedModel(ModelIdentity identity, std::unique_ptr<Tokenizer> tokenizer,
                          ChatRenderer chat, std::unique_ptr<Executor> executor,
-                         std::unique_ptr<Engine> engine)
+                         std::unique_ptr<Engine> engine, ConstraintMaker constraints)
     : identity_(std::move(identity)),
       fingerprint_(SystemFingerprint(identity_)),
       tokenizer_(std::move(tokenizer)),
       chat_(std::move(chat)),
+      constraints_(std::move(constraints)),
       executor_(std::move(executor)),
       engine_(std::move(engine)) {
   limits_.engine = engine_->limits();
+  limits_.eos_ids = tokenizer_->spec().eos_ids;
   limits_.max_prompt_bytes = PromptByteLimit(*tokenizer_, limits_.engine.max_prompt_tokens);
 }
 
@@ -55,15 +68,26 @@ absl::StatusOr<std::vector<int32_t>> ServedModel::EncodePrompt(const ParsedPromp
     case ParsedPrompt::Kind::kChat: {
       if (chat_ == nullptr) {
         return absl::FailedPreconditionError(
-            "prompt.chat: this model has no chat template; use prompt.text");
+            absl::StrCat(prompt.field, ".chat: this model has no chat template; use text"));
       }
       ASSIGN_OR_RETURN(const std::vector<TextSegment> segments, chat_(prompt.chat));
       ids = tokenizer_->EncodeSegments(segments);
       break;
     }
   }
-  RETURN_IF_ERROR(CheckPromptTokens(ids.size(), limits_));
+  RETURN_IF_ERROR(CheckPromptTokens(prompt.field, ids.size(), limits_));
   return ids;
+}
+
+absl::StatusOr<std::shared_ptr<TokenConstraint>> ServedModel::MakeConstraint(
+    const ConstraintSpec& spec) const {
+  if (spec.kind == ConstraintKind::kNone) return std::shared_ptr<TokenConstraint>();
+  if (constraints_ == nullptr) {
+    return absl::FailedPreconditionError("constraint: this server has no grammars");
+  }
+  absl::StatusOr<std::shared_ptr<TokenConstraint>> made = constraints_(spec);
+  if (!made.ok()) return Annotate(made.status(), FieldOf(spec.kind));
+  return made;
 }
 
 }  // namespace fixpoint

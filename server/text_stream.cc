@@ -16,6 +16,14 @@ std::string TextStream::Push(int32_t id) {
   return Take(detokenizer_.Push(id));
 }
 
+bool TextStream::Resume(absl::Span<const int32_t> ids, size_t* taken) {
+  for (*taken = 0; *taken < ids.size(); ++*taken) {
+    if (stopped()) return false;
+    Push(ids[*taken]);
+  }
+  return true;
+}
+
 std::string TextStream::Finish() {
   if (stopped()) return "";
   std::string text = Take(detokenizer_.Finish());

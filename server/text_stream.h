@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "server/stop_matcher.h"
 #include "text/detokenizer.h"
 
@@ -22,6 +23,10 @@ class TextStream {
   // The text that became certain with `id`. Requires !stopped().
   std::string Push(int32_t id);
 
+  // Takes the ids that an earlier stream of the same answer has given out, with their text. False
+  // when a stop string ends in front of the last of them: the others are no part of an answer.
+  // `taken` says how many were read.
+  bool Resume(absl::Span<const int32_t> ids, size_t* taken);
   // What is still held back: call it once, when no id follows. Nothing after a stop.
   std::string Finish();
 

@@ -38,14 +38,14 @@ TEST(UnknownFieldsTest, KnownFieldsPass) { EXPECT_TRUE(RefuseUnknownFields(FullR
 
 TEST(UnknownFieldsTest, TopLevelFieldIsNamed) {
   v1::GenerateRequest request = FullRequest();
-  AddUnknown(&request, 6);
-  ExpectRefused(request, "fixpoint.v1.GenerateRequest", "field number 6 ");
+  AddUnknown(&request, 29);
+  ExpectRefused(request, "fixpoint.v1.GenerateRequest", "field number 29 ");
 }
 
 TEST(UnknownFieldsTest, NestedFieldIsNamed) {
   v1::GenerateRequest request = FullRequest();
-  AddUnknown(request.mutable_sampling(), 7);
-  ExpectRefused(request, "fixpoint.v1.Sampling", "field number 7 ");
+  AddUnknown(request.mutable_sampling(), 19);
+  ExpectRefused(request, "fixpoint.v1.Sampling", "field number 19 ");
 }
 
 TEST(UnknownFieldsTest, FieldInAnyRepeatedMessageIsNamed) {

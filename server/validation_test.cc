@@ -8,6 +8,8 @@
 #include <limits>
 #include <string>
 
+#include "server/parse_sampling.h"
+
 namespace fixpoint {
 namespace {
 
@@ -16,7 +18,8 @@ using ::testing::HasSubstr;
 
 const RequestLimits kLimits = {
     .engine = {.max_prompt_tokens = 99, .max_context_tokens = 100, .vocab_size = 300},
-    .max_prompt_bytes = 1000};
+    .max_prompt_bytes = 1000,
+    .eos_ids = {290, 291}};
 
 v1::GenerateRequest GoodRequest() {
   v1::GenerateRequest request;
@@ -51,6 +54,12 @@ void AddMessage(v1::GenerateRequest* request, const std::string& role, const std
   v1::ChatMessage* message = C(request)->add_messages();
   message->set_role(role);
   message->set_content(content);
+}
+
+void AddBias(v1::GenerateRequest* request, uint32_t id, double value) {
+  v1::LogitBias* bias = S(request)->add_logit_bias();
+  bias->set_token_id(id);
+  bias->set_bias(value);
 }
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -179,6 +188,120 @@ INSTANTIATE_TEST_SUITE_P(
         BadCase{"top_logprobs",
                 [](auto* r) { r->mutable_output()->set_top_logprobs(21); },
                 {"output.top_logprobs", "20", "21"}},
+        BadCase{"presence_high",
+                [](auto* r) { S(r)->set_presence_penalty(2.01); },
+                {"sampling.presence_penalty", "-2 to 2", "2.01"}},
+        BadCase{"frequency_low",
+                [](auto* r) { S(r)->set_frequency_penalty(-2.5); },
+                {"sampling.frequency_penalty", "-2 to 2", "-2.5"}},
+        BadCase{"frequency_nan",
+                [](auto* r) { S(r)->set_frequency_penalty(kNan); },
+                {"sampling.frequency_penalty", "nan"}},
+        BadCase{"repetition_zero",
+                [](auto* r) { S(r)->set_repetition_penalty(0); },
+                {"sampling.repetition_penalty", "0.01 to 100", "0 is"}},
+        BadCase{"repetition_high",
+                [](auto* r) { S(r)->set_repetition_penalty(kInfinity); },
+                {"sampling.repetition_penalty", "inf"}},
+        BadCase{"bias_id", [](auto* r) { AddBias(r, 300, 1); }, {"logit_bias[0].token_id", "300"}},
+        BadCase{"bias_high",
+                [](auto* r) {
+                  AddBias(r, 1, 1);
+                  AddBias(r, 2, 100.5);
+                },
+                {"sampling.logit_bias[1].bias", "-100 to 100", "100.5"}},
+        BadCase{"bias_twice",
+                [](auto* r) {
+                  for (const uint32_t id : {5, 6, 5}) AddBias(r, id, 1);
+                },
+                {"sampling.logit_bias", "token 5 twice"}},
+        BadCase{"many_biases",
+                [](auto* r) {
+                  for (int i = 0; i < 1025; ++i) AddBias(r, 1, 1);
+                },
+                {"sampling.logit_bias", "at most 1024", "1025"}},
+        BadCase{"prompt_logprobs",
+                [](auto* r) { r->mutable_output()->set_prompt_logprobs(21); },
+                {"output.prompt_logprobs", "0 to 20", "21"}},
+        BadCase{"n_zero", [](auto* r) { r->set_n(0); }, {"n: 0", "1 to 8"}},
+        BadCase{"n_high", [](auto* r) { r->set_n(9); }, {"n: 9", "1 to 8"}},
+        BadCase{"many_choices",
+                [](auto* r) {
+                  r->set_n(8);
+                  for (int i = 0; i < 4; ++i) r->add_more_prompts()->set_text("x");
+                },
+                {"more_prompts", "32", "5 times 8"}},
+        BadCase{"many_prompts",
+                [](auto* r) {
+                  for (int i = 0; i < 32; ++i) r->add_more_prompts();  // not even read
+                },
+                {"more_prompts", "32", "33 times 1"}},
+        BadCase{"more_prompt_not_set",
+                [](auto* r) {
+                  r->add_more_prompts()->set_text("x");
+                  r->add_more_prompts();
+                },
+                {"more_prompts[1]", "not set"}},
+        BadCase{"more_prompt_bad",
+                [](auto* r) { r->add_more_prompts()->set_text("a\xff"); },
+                {"more_prompts[0].text", "UTF-8", "byte 1"}},
+        BadCase{"more_prompt_role",
+                [](auto* r) { r->add_more_prompts()->mutable_chat()->add_messages(); },
+                {"more_prompts[0].chat.messages[0].role", "0 bytes"}},
+        BadCase{"resume_id",
+                [](auto* r) { r->add_resume_token_ids(300); },
+                {"resume_token_ids[0]", "vocab_size 300", "300 is"}},
+        BadCase{"resume_with_n",
+                [](auto* r) {
+                  r->set_n(2);
+                  r->add_resume_token_ids(1);
+                },
+                {"resume_token_ids", "1 choice", "2"}},
+        BadCase{"resume_with_batch",
+                [](auto* r) {
+                  r->add_more_prompts()->set_text("x");
+                  r->add_resume_token_ids(1);
+                },
+                {"resume_token_ids", "1 choice", "2"}},
+        BadCase{"resume_with_prompt_logprobs",
+                [](auto* r) {
+                  r->mutable_output()->set_prompt_logprobs(0);
+                  r->add_resume_token_ids(1);
+                },
+                {"output.prompt_logprobs", "not together", "resume_token_ids"}},
+        BadCase{"no_constraint",
+                [](auto* r) { r->mutable_constraint(); },
+                {"constraint", "json_schema, regex and json_object"}},
+        BadCase{"empty_schema",
+                [](auto* r) { r->mutable_constraint()->set_json_schema(""); },
+                {"constraint.json_schema", "1 to 65536 bytes", "0 bytes"}},
+        BadCase{"long_regex",
+                [](auto* r) { r->mutable_constraint()->set_regex(std::string(65537, 'a')); },
+                {"constraint.regex", "65536", "65537"}},
+        BadCase{"regex_text",
+                [](auto* r) { r->mutable_constraint()->set_regex("a\xff"); },
+                {"constraint.regex", "UTF-8"}},
+        BadCase{"json_object_false",
+                [](auto* r) { r->mutable_constraint()->set_json_object(false); },
+                {"constraint.json_object", "true", "false"}},
+        BadCase{"constraint_with_ignore_eos",
+                [](auto* r) {
+                  r->mutable_constraint()->set_json_object(true);
+                  T(r)->set_ignore_eos(true);
+                },
+                {"stopping.ignore_eos", "not together", "constraint"}},
+        BadCase{"constraint_with_min_tokens",
+                [](auto* r) {
+                  r->mutable_constraint()->set_json_object(true);
+                  T(r)->set_min_tokens(1);
+                },
+                {"stopping.min_tokens", "not together", "constraint"}},
+        BadCase{"speculation",
+                [](auto* r) { r->set_speculation(static_cast<v1::Speculation>(4)); },
+                {"speculation", "0 to 3", "4 is"}},
+        BadCase{"cache_salt",
+                [](auto* r) { r->set_cache_salt(std::string(65, 's')); },
+                {"cache_salt", "0 to 64 bytes", "65 bytes"}},
         BadCase{"priority_high", [](auto* r) { r->set_priority(101); }, {"priority", "100", "101"}},
         BadCase{
             "priority_low", [](auto* r) { r->set_priority(-101); }, {"priority", "-100", "-101"}}),
@@ -197,6 +320,16 @@ TEST(ValidationTest, DefaultsAreGreedyWithRoomForAnAnswer) {
   EXPECT_EQ(request->max_tokens, 97);  // the context leaves less than 512
   EXPECT_EQ(request->top_logprobs, -1);
   EXPECT_FALSE(request->ignore_eos);
+  EXPECT_TRUE(request->adjust.empty());
+  EXPECT_EQ(request->min_tokens, 0);
+  EXPECT_EQ(request->prompt_logprobs, -1);
+  EXPECT_EQ(request->speculation, Speculation::kAuto);
+  EXPECT_TRUE(request->use_cache);
+  EXPECT_TRUE(request->cache_salt.empty());
+  EXPECT_TRUE(request->resume.empty());
+  EXPECT_EQ(parsed->n, 1);
+  EXPECT_EQ(parsed->prompts.size(), 1u);
+  EXPECT_EQ(parsed->constraint.kind, ConstraintKind::kNone);
 }
 
 TEST(ValidationTest, DecimalsBecomeTheNearestQ16) {
@@ -221,6 +354,76 @@ TEST(ValidationTest, TemperatureLimitsAreInclusive) {
   EXPECT_EQ(ParseRequest(request, kLimits)->sampling.inverse_temperature_q16, 6553600u);
   S(&request)->set_temperature(kMaxTemperature);
   EXPECT_EQ(ParseRequest(request, kLimits)->sampling.inverse_temperature_q16, 655u);
+}
+
+TEST(ValidationTest, PenaltiesAndBiasBecomeTheNearestQ16) {
+  v1::GenerateRequest wire = GoodRequest();
+  S(&wire)->set_presence_penalty(-0.3);    // -19660.8
+  S(&wire)->set_frequency_penalty(2);      // inclusive
+  S(&wire)->set_repetition_penalty(0.01);  // 655.36
+  AddBias(&wire, 299, -100);
+  AddBias(&wire, 0, 0.7);  // 45875.2
+  const auto parsed = ParseRequest(wire, kLimits);
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  const auto request = BuildEngineRequest(*parsed, {1}, kLimits);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->adjust.presence_q16, -19661);
+  EXPECT_EQ(request->adjust.frequency_q16, 131072);
+  EXPECT_EQ(request->adjust.repetition_q16, 655u);
+  const std::vector<std::pair<int32_t, int32_t>> rising = {{0, 45875}, {299, -6553600}};
+  EXPECT_EQ(request->adjust.bias_q16, rising);
+  // Halves go away from zero on both sides.
+  S(&wire)->set_presence_penalty(0.5 / 65536);
+  S(&wire)->set_frequency_penalty(-0.5 / 65536);
+  S(&wire)->set_repetition_penalty(100);
+  EXPECT_EQ(ParseRequest(wire, kLimits)->adjust.presence_q16, 1);
+  EXPECT_EQ(ParseRequest(wire, kLimits)->adjust.frequency_q16, -1);
+  EXPECT_EQ(ParseRequest(wire, kLimits)->adjust.repetition_q16, 6553600u);
+}
+
+TEST(ValidationTest, EverythingAskedForReachesTheEngine) {
+  v1::GenerateRequest wire = GoodRequest();
+  wire.mutable_output()->set_top_logprobs(0);
+  wire.mutable_output()->set_prompt_logprobs(3);
+  T(&wire)->set_max_tokens(20);
+  T(&wire)->set_min_tokens(20);
+  wire.set_speculation(v1::SPECULATION_OFF);
+  wire.set_cache_salt(std::string("\0\xff", 2));  // any bytes
+  wire.set_use_cache(false);
+  wire.set_priority(-100);
+  const auto request = BuildEngineRequest(*ParseRequest(wire, kLimits), {1}, kLimits);
+  ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(request->top_logprobs, 0);
+  EXPECT_EQ(request->prompt_logprobs, 3);
+  EXPECT_EQ(request->min_tokens, 20);
+  EXPECT_EQ(request->speculation, Speculation::kOff);
+  EXPECT_EQ(request->cache_salt, std::string("\0\xff", 2));
+  EXPECT_FALSE(request->use_cache);
+  EXPECT_EQ(request->priority, -100);
+  wire.set_speculation(v1::SPECULATION_ON);
+  EXPECT_EQ(ParseRequest(wire, kLimits)->speculation, Speculation::kOn);
+  T(&wire)->set_min_tokens(21);
+  EXPECT_THAT(
+      std::string(
+          BuildEngineRequest(*ParseRequest(wire, kLimits), {1}, kLimits).status().message()),
+      AllOf(HasSubstr("stopping.min_tokens"), HasSubstr("max_tokens 20"), HasSubstr("21 is")));
+}
+
+TEST(ValidationTest, ResumedIdsAreAtMostMaxTokensAndNoneEndsAnAnswer) {
+  v1::GenerateRequest wire = GoodRequest();
+  T(&wire)->set_max_tokens(3);
+  for (const uint32_t id : {1, 290, 3}) wire.add_resume_token_ids(id);
+  const auto build = [&] { return BuildEngineRequest(*ParseRequest(wire, kLimits), {1}, kLimits); };
+  EXPECT_THAT(std::string(build().status().message()),
+              AllOf(HasSubstr("resume_token_ids[1]"), HasSubstr("290 ends")));
+  T(&wire)->set_ignore_eos(true);
+  EXPECT_EQ(build()->resume, (std::vector<int32_t>{1, 290, 3}));  // max_tokens of them: complete
+  T(&wire)->add_stop_ids(3);
+  EXPECT_THAT(std::string(build().status().message()), HasSubstr("resume_token_ids[2]"));
+  T(&wire)->clear_stop_ids();
+  wire.add_resume_token_ids(4);
+  EXPECT_THAT(std::string(build().status().message()),
+              AllOf(HasSubstr("resume_token_ids"), HasSubstr("max_tokens 3"), HasSubstr("4 ids")));
 }
 
 TEST(ValidationTest, MaxTokensMayFillTheContextAndNotMore) {

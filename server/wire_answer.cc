@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "bundle/format.h"
+#include "server/metrics.h"
 #include "server/version.h"
 
 namespace fixpoint {
@@ -22,15 +23,30 @@ void FillLogprobs(const PositionLogprobs& logprobs, const Tokenizer& tokenizer, 
   for (const TokenLogprob& top : logprobs.top) FillTokenLogprob(top, tokenizer, out->add_top());
 }
 
-void FillDelta(AnswerDelta delta, const Tokenizer& tokenizer, v1::Delta* out) {
+void FillPromptPart(PromptPart part, const Tokenizer& tokenizer, v1::PromptPart* out) {
+  out->set_prompt(static_cast<uint32_t>(part.prompt));
+  out->set_text(std::move(part.text));
+  for (const int32_t id : part.logprobs.token_ids) out->add_token_ids(static_cast<uint32_t>(id));
+  for (const PositionLogprobs& logprobs : part.logprobs.logprobs)
+    FillLogprobs(logprobs, tokenizer, out->add_logprobs());
+  out->set_index(static_cast<uint32_t>(part.logprobs.index));
+}
+
+void FillDelta(int32_t choice, AnswerDelta delta, const Tokenizer& tokenizer, v1::Delta* out) {
   out->set_text(std::move(delta.text));
   for (const int32_t id : delta.token_ids) out->add_token_ids(static_cast<uint32_t>(id));
   for (const PositionLogprobs& logprobs : delta.logprobs)
     FillLogprobs(logprobs, tokenizer, out->add_logprobs());
   out->set_index(static_cast<uint32_t>(delta.index));
+  out->set_choice(static_cast<uint32_t>(choice));
 }
 
-void FillFinished(const AnswerEnd& end, v1::Finished* out) {
+void FillFinished(int32_t choice, const ChoiceEnd& choice_end, v1::Finished* out) {
+  const AnswerEnd& end = choice_end.answer;
+  out->set_choice(static_cast<uint32_t>(choice));
+  out->set_receipt(choice_end.receipt);
+  out->set_max_tokens(static_cast<uint32_t>(choice_end.max_tokens));
+  out->set_seed(choice_end.seed);
   out->set_reason(end.reason == FinishReason::kLength ? v1::FINISH_REASON_LENGTH
                                                       : v1::FINISH_REASON_STOP);
   if (!end.stop_string.empty()) {
@@ -60,15 +76,20 @@ void FillModel(const ServedModel& model, v1::GetModelResponse* out) {
   if (spec.bos_id >= 0) out->set_bos_id(static_cast<uint32_t>(spec.bos_id));
   out->set_has_chat_template(model.has_chat_template());
   out->set_device(model.identity().device);
+  out->set_has_constraints(model.has_constraints());
 }
 
-void FillLoad(const EngineLoad& load, bool draining, v1::GetLoadResponse* out) {
+void FillLoad(const EngineLoad& load, const EngineLimits& limits, v1::GetLoadResponse* out) {
   out->set_running(static_cast<uint32_t>(load.running));
   out->set_waiting(static_cast<uint32_t>(load.waiting));
   out->set_waiting_tokens(static_cast<uint64_t>(load.waiting_tokens));
   out->set_free_kv_blocks(static_cast<uint32_t>(load.free_blocks));
   out->set_total_kv_blocks(static_cast<uint32_t>(load.total_blocks));
-  out->set_draining(draining);
+  out->set_kv_usage(KvUsage(load));
+  out->set_kv_block_tokens(static_cast<uint32_t>(limits.block_tokens));
+  out->set_max_running(static_cast<uint32_t>(limits.max_running));
+  out->set_max_waiting(static_cast<uint32_t>(limits.max_queue_requests));
+  out->set_max_waiting_tokens(static_cast<uint64_t>(limits.max_queue_tokens));
 }
 
 }  // namespace fixpoint

@@ -12,9 +12,10 @@ ALLOWED = {
     "kernels": {"base"},
     "bundle": {"kernels", "text", "base"},
     "engine": {"bundle", "kernels", "text", "base"},
+    "grammar": {"engine", "text", "base"},
     "calibrator": {"engine", "bundle", "kernels", "text", "base"},
     "proto": set(),
-    "server": {"proto", "engine", "bundle", "kernels", "text", "base"},
+    "server": {"proto", "grammar", "engine", "bundle", "kernels", "text", "base"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"')
 

@@ -56,21 +56,35 @@ class FakeStream final : public Stream {
   std::atomic<bool> cancelled_{false};
 };
 
-Event EndEvent(const Request& request, FinishReason reason, int32_t generated,
-               int32_t stop_token_id = -1) {
+Event EndEvent(const FakeEngineOptions& options, const Request& request, FinishReason reason,
+               int32_t generated, int32_t stop_token_id = -1) {
   Event event;
   event.finished = true;
   event.reason = reason;
   event.stop_token_id = stop_token_id;
   event.prompt_tokens = static_cast<int32_t>(request.prompt.size());
-  event.cached_tokens = 1;
+  event.cached_tokens = options.cached_tokens;
   event.generated_tokens = generated;
-  if (reason == FinishReason::kError) event.error = absl::InternalError("fake device fault");
+  if (reason == FinishReason::kError) event.error = options.failure;
   return event;
 }
 
-Event TokenEvent(const Request& request, int32_t id, int32_t index) {
+// Of the prompt's token at `index`: probability e^-2, and the wanted number of others.
+Event PromptEvent(const FakeEngineOptions& options, const Request& request, int32_t index) {
   Event event;
+  event.of_prompt = true;
+  event.token_id = request.prompt[static_cast<size_t>(index)];
+  event.index = index;
+  event.cached_tokens = options.cached_tokens;
+  event.chosen = {event.token_id, -2 * 65536};
+  for (int32_t i = 0; i < request.prompt_logprobs; ++i) event.top.push_back({i, -65536 * (i + 1)});
+  return event;
+}
+
+Event TokenEvent(const FakeEngineOptions& options, const Request& request, int32_t id,
+                 int32_t index) {
+  Event event;
+  event.cached_tokens = options.cached_tokens;
   event.token_id = id;
   event.index = index;
   if (request.top_logprobs >= 0) event.chosen = {id, -65536};
@@ -81,18 +95,27 @@ Event TokenEvent(const Request& request, int32_t id, int32_t index) {
 // The end event, once it is due; the token loop of one request.
 Event Generate(const FakeEngineOptions& options, const Request& request, FakeStream* stream,
                const std::atomic<bool>& stop) {
-  for (int32_t index = 0; index < request.max_tokens; ++index) {
+  const auto end = [&](FinishReason reason, int32_t generated, int32_t stop_token_id = -1) {
+    return EndEvent(options, request, reason, generated, stop_token_id);
+  };
+  if (request.prompt_logprobs >= 0) {
+    for (int32_t index = 1; index < static_cast<int32_t>(request.prompt.size()); ++index) {
+      stream->Add(PromptEvent(options, request, index));
+    }
+  }
+  for (auto index = static_cast<int32_t>(request.resume.size()); index < request.max_tokens;
+       ++index) {
     if (options.time_per_token > absl::ZeroDuration()) absl::SleepFor(options.time_per_token);
-    if (stream->cancelled() || stop) return EndEvent(request, FinishReason::kCancelled, index);
-    if (absl::Now() >= request.deadline) return EndEvent(request, FinishReason::kDeadline, index);
-    if (index == options.fail_at) return EndEvent(request, FinishReason::kError, index);
+    if (stream->cancelled() || stop) return end(FinishReason::kCancelled, index);
+    if (absl::Now() >= request.deadline) return end(FinishReason::kDeadline, index);
+    if (index == options.fail_at) return end(FinishReason::kError, index);
     const int32_t id = options.token(request, index);
     const bool stops = (id == kFakeEos && !request.ignore_eos) ||
                        std::count(request.stop_ids.begin(), request.stop_ids.end(), id) > 0;
-    if (stops) return EndEvent(request, FinishReason::kStop, index + 1, id);
-    stream->Add(TokenEvent(request, id, index));
+    if (stops) return end(FinishReason::kStop, index + 1, id);
+    stream->Add(TokenEvent(options, request, id, index));
   }
-  return EndEvent(request, FinishReason::kLength, request.max_tokens);
+  return end(FinishReason::kLength, request.max_tokens);
 }
 
 }  // namespace
@@ -120,13 +143,22 @@ std::unique_ptr<Tokenizer> FakeTokenizer() {
 EngineLimits FakeEngine::limits() const {
   return {.max_prompt_tokens = options_.max_context_tokens - 1,
           .max_context_tokens = options_.max_context_tokens,
-          .vocab_size = kFakeVocab};
+          .vocab_size = kFakeVocab,
+          .block_tokens = 16,
+          .max_running = 64,
+          .max_queue_requests = 256,
+          .max_queue_tokens = 4096};
 }
 
 absl::StatusOr<std::shared_ptr<Stream>> FakeEngine::Submit(Request request) {
   if (draining_) return absl::UnavailableError("draining");
   if (!options_.submit_error.ok()) return options_.submit_error;
+  if (submitted_ >= options_.refuse_from) return absl::ResourceExhaustedError("queue: full");
   ++submitted_;
+  {
+    absl::MutexLock lock(&mutex_);
+    requests_.push_back(request);
+  }
   ++*running_;
   auto stream = std::make_shared<FakeStream>();
   std::thread([options = options_, request = std::move(request),
@@ -136,6 +168,11 @@ absl::StatusOr<std::shared_ptr<Stream>> FakeEngine::Submit(Request request) {
     --*running;
   }).detach();
   return std::shared_ptr<Stream>(stream);
+}
+
+std::vector<Request> FakeEngine::requests() const {
+  absl::MutexLock lock(&mutex_);
+  return requests_;
 }
 
 EngineLoad FakeEngine::load() const {

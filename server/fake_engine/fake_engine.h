@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
 #include "server/served_model.h"
 #include "text/tokenizer.h"
@@ -28,11 +30,15 @@ struct FakeEngineOptions {
   };
   absl::Duration time_per_token = absl::ZeroDuration();
   int32_t fail_at = -1;  // the device fails in front of this token
+  absl::Status failure = absl::InternalError("fake device fault");  // what it says then
   absl::Status submit_error;
+  int32_t refuse_from = 1 << 30;  // submissions from this one on get RESOURCE_EXHAUSTED
+  int32_t cached_tokens = 1;
 };
 
-// One thread a request. Obeys cancel, deadline, max_tokens, stop_ids and ignore_eos as the contract
-// in engine/engine.h says.
+// One thread a request. Obeys cancel, deadline, max_tokens, stop_ids, ignore_eos, resume and
+// prompt_logprobs as the contract in engine/engine.h says; everything else is only kept for the
+// test to look at.
 class FakeEngine final : public Engine {
  public:
   explicit FakeEngine(FakeEngineOptions options) : options_(std::move(options)) {}
@@ -45,11 +51,15 @@ class FakeEngine final : public Engine {
   void Drain(absl::Duration timeout) override;
 
   int32_t submitted() const { return submitted_; }
+  // Everything that was submitted, in order.
+  std::vector<Request> requests() const;
   int32_t running() const { return *running_; }
 
  private:
   const FakeEngineOptions options_;
   std::atomic<int32_t> submitted_{0};
+  mutable absl::Mutex mutex_;
+  std::vector<Request> requests_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> draining_{false};
   std::shared_ptr<std::atomic<bool>> stop_ = std::make_shared<std::atomic<bool>>(false);
   std::shared_ptr<std::atomic<int32_t>> running_ = std::make_shared<std::atomic<int32_t>>(0);
