@@ -58,7 +58,7 @@ ctest --test-dir build/release --output-on-failure --timeout 900
 if [ "$fast" = 0 ]; then
   step "C++ tests under ASan and UBSan"
   # Without the server: its gRPC objects alone would take as long as the rest, and every parser of files is below it.
-  asan_tests=(base_test text_test bundle_test arithmetic_test linear_test ops_test attention_test engine_test grammar_test grammar_test
+  asan_tests=(base_test text_test bundle_test arithmetic_test linear_test ops_test attention_test engine_test grammar_test
     dequantize_test gguf_reader_test gguf_tokenizer_test hf_checkpoint_test safetensors_reader_test tokenizer_json_test
     checkpoint_test import_fuzz_test)
   cmake --preset asan -DFIXPOINT_BUILD_SERVER=OFF > /dev/null
