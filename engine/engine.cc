@@ -143,6 +143,12 @@ class EngineImpl final : public Engine {
     const int64_t cache_tokens = int64_t{limits.num_blocks} * limits.block_tokens + 1;
     EngineLimits result;
     result.vocab_size = limits.vocab_size;
+    result.block_tokens = limits.block_tokens;
+    // As the scheduler brings it down: a step has room for prompt tokens beside all running ones.
+    result.max_running = std::max(
+        1, std::min({options.max_running, limits.max_step_logits, limits.max_step_tokens - 1}));
+    result.max_queue_requests = options.max_queue_requests;
+    result.max_queue_tokens = options.max_queue_tokens;
     result.max_context_tokens =
         static_cast<int32_t>(std::min<int64_t>(limits.max_sequence_tokens, cache_tokens));
     result.max_prompt_tokens = static_cast<int32_t>(

@@ -158,6 +158,8 @@ TEST_F(EngineTest, RefusesBadRequestsNamingFieldLimitAndValue) {
   EXPECT_THAT(Refusal(Greedy({5}, 200)), testing::HasSubstr("max_tokens is 200"));
   EXPECT_EQ(engine().limits().max_prompt_tokens, 199);
   EXPECT_EQ(engine().limits().max_context_tokens, 200);
+  EXPECT_EQ(engine().limits().block_tokens, 16);
+  EXPECT_EQ(engine().limits().max_running, 16);  // the executor's logit rows
   EXPECT_THAT(Refusal(Greedy(std::vector<int32_t>(200, 5), 1)),
               testing::HasSubstr("prompt has 200 tokens, the limit is 199"));
   const auto with = [&](const std::function<void(Request&)>& change) {
@@ -179,6 +181,39 @@ TEST_F(EngineTest, RefusesBadRequestsNamingFieldLimitAndValue) {
               testing::HasSubstr("stop_ids[0] is 100"));
   EXPECT_THAT(with([](Request& r) { r.top_logprobs = 21; }),
               testing::HasSubstr("top_logprobs is 21"));
+  EXPECT_THAT(with([](Request& r) { r.prompt_logprobs = 21; }),
+              testing::HasSubstr("prompt_logprobs is 21"));
+  EXPECT_THAT(with([](Request& r) { r.resume = {5}; }),
+              testing::HasSubstr("number of resumed tokens is 1, must be in [0, 0]"));
+  EXPECT_THAT(with([](Request& r) { r.min_tokens = 2; }), testing::HasSubstr("min_tokens is 2"));
+  EXPECT_THAT(with([](Request& r) { r.cache_salt.assign(65, 's'); }),
+              testing::HasSubstr("cache_salt is 65"));
+  EXPECT_THAT(with([](Request& r) {
+                r.adjust.bias_q16 = {{7, 1}, {7, 2}};
+              }),
+              testing::HasSubstr("token of logit bias 1 is 7, must be in [8, 99]"));
+  EXPECT_THAT(with([](Request& r) {
+                r.adjust.bias_q16 = {{7, 1 << 30}};
+              }),
+              testing::HasSubstr("logit bias of token 7"));
+  EXPECT_THAT(with([](Request& r) { r.adjust.repetition_q16 = 1; }),
+              testing::HasSubstr("repetition_q16 is 1"));
+  EXPECT_THAT(with([](Request& r) { r.adjust.presence_q16 = 200000; }),
+              testing::HasSubstr("presence_q16 is 200000"));
+}
+
+// Tokens that a constraint does not allow cannot be resumed.
+class NothingAllowed final : public TokenConstraint {
+ public:
+  void FillMask(absl::Span<uint32_t> mask) override { mask[0] = 1; }
+  bool Accept(int32_t) override { return false; }
+};
+
+TEST_F(EngineTest, RefusesResumedTokensThatTheConstraintForbids) {
+  Request request = Greedy({5}, 3);
+  request.resume = {7};
+  request.constraint = std::make_shared<NothingAllowed>();
+  EXPECT_THAT(Refusal(request), testing::HasSubstr("resume[0] is token 7"));
 }
 
 TEST_F(EngineTest, ReportsLogprobs) {

@@ -61,7 +61,9 @@ std::optional<AnswerItem> Answer::TakeWaiting() {
     if (event.of_prompt) return AnswerItem(TakePrompt(std::move(event)));
     if (event.finished) {
       end_ = End(event);
-      held_ = text_.Finish();
+      // An answer that failed goes on elsewhere: its text is not at its end.
+      if (end_->reason == FinishReason::kStop || end_->reason == FinishReason::kLength)
+        held_ = text_.Finish();
       break;
     }
     if (text_.stopped()) continue;  // chosen before the engine heard of the stop string

@@ -67,7 +67,8 @@ class Answer {
   // one AnswerEnd, then nothing. Several waiting tokens come as one delta (at most
   // kMaxDeltaTokens). Text that was held back to the end comes as a last delta without tokens: so
   // the text of all deltas with tokens depends on the ids alone, and a stream can be resumed behind
-  // any of them. An end that is a failure may come without a start.
+  // any of them. An answer that failed has no such delta, as it may go on elsewhere, and perhaps no
+  // start.
   std::optional<AnswerItem> Next();
 
   // Stops listening (a running call of the listener has returned then) and cancels the request if

@@ -183,6 +183,19 @@ TEST_F(AnswerTest, HeldBackTextIsADeltaOfItsOwnEvenWhenTheEndWaits) {
   EXPECT_EQ(End(answer.get()).reason, FinishReason::kLength);
 }
 
+// The client goes on behind the last token elsewhere, where the same text is held back again.
+TEST_F(AnswerTest, FailedAnswersKeepWhatWasHeldBack) {
+  for (const FinishReason reason :
+       {FinishReason::kCancelled, FinishReason::kDeadline, FinishReason::kError}) {
+    auto answer = Make({"STOP"});
+    stream_->Text("aST");
+    stream_->End(reason, 3);
+    Start(answer.get());
+    EXPECT_EQ(Delta(answer.get()).text, "a");
+    EXPECT_EQ(End(answer.get()).reason, reason);
+  }
+}
+
 TEST_F(AnswerTest, AnEndAloneIsStartedTooUnlessItIsAFailure) {
   auto stopped = Make();
   stream_->End(FinishReason::kStop, 1);

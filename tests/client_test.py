@@ -10,7 +10,8 @@ import xml.etree.ElementTree
 
 import pytest
 
-from serving import (api, client, CLIENT, Code, generate, grpc, model, ready_server, request, SERVER, server, stub, tiny_bundle)
+from serving import (api, client, CLIENT, Code, generate, grpc, model, ready_server, request, SERVER, server, stub, tiny_bundle,
+                     until)
 from conftest import BIN
 
 # Kills in mid-stream, and streams open at a time; scaled up on a machine with time to spare.
@@ -342,14 +343,22 @@ class Streams:
         return self.results
 
 
-LONG = ("--max-tokens", "4000", "--ignore-eos", "--temperature", "1")
+def wait_for_stream(api, replica):
+    """Returns in mid-stream, more or less."""
+    with grpc.insecure_channel(replica.address) as channel:
+        stub = api[1].GenerationStub(channel)
+        until(lambda: stub.GetLoad(api[0].GetLoadRequest(), timeout=10).running > 0, 60)
+    time.sleep(0.2)
+
+
+LONG = ("--max-tokens", "3000", "--ignore-eos", "--temperature", "1")
 
 
 @pytest.fixture(scope="module")
 def slow_bundle(tmp_path_factory):
     """A model that takes seconds for an answer, so that there is time to be killed in."""
     path = tmp_path_factory.mktemp("slow") / "tiny.fixpoint"
-    subprocess.run([BIN / "make_test_bundle", path, "300", "4096", "48"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([BIN / "make_test_bundle", path, "300", "4096", "24"], check=True, stdout=subprocess.DEVNULL)
     return path
 
 
@@ -383,39 +392,37 @@ def test_killed_servers_lose_and_repeat_nothing(replicas):
     count = 3
     expected = undisturbed(replicas[0], count)
     kills = hits = turn = 0
-    while hits < KILLS:
+    while kills < KILLS:
         streams = Streams(replicas, count, *LONG, "--retries", "30")
-        kills_before = kills
-        while streams.open() == count and kills - kills_before < 50:
+        until_all = time.monotonic() + 120
+        while streams.open() == count and time.monotonic() < until_all:
             time.sleep(0.15)
             replicas[turn].end()
             kills += 1
             replicas[turn].start()
             turn = 1 - turn
-        in_mid_stream = [tokens for tokens in expect_undisturbed(streams.join(), expected) if tokens > 0]
-        assert in_mid_stream, "not one stream was hit: the model is too fast for this test"
-        hits += len(in_mid_stream)
-        assert kills < 20 * KILLS + 100
+        hits += sum(tokens > 0 for tokens in expect_undisturbed(streams.join(), expected))
     print(f"{kills} kills, {hits} streams broken in mid-stream and continued")
+    assert hits >= kills, "most kills missed: the model is too fast for this test"
 
 
-def test_rolling_restart_is_not_seen(replicas):
+def test_rolling_restart_is_not_seen(api, replicas):
     expected = undisturbed(replicas[0], 3)
     streams = Streams(replicas, 3, *LONG, "--retries", "30")
-    time.sleep(0.5)
+    wait_for_stream(api, replicas[0])
     for replica in replicas:
         assert replica.end(signal.SIGTERM) == 0
         replica.start()
     expect_undisturbed(streams.join(), expected)
 
 
-def test_choices_survive_a_kill(replicas):
-    flags = ("-n", "2", "--prompt", "Two prompts", *LONG, "--logprobs", "0", "--echo")
+def test_choices_survive_a_kill(api, replicas):
+    flags = ("-n", "2", "--prompt", "Two prompts", "--max-tokens", "1500", "--ignore-eos", "--temperature", "1", "--logprobs", "0", "--echo")
     arguments = ["--target", replicas[0].address + "," + replicas[1].address, "--prompt", "Once upon a time", *flags]
     expected = records(*arguments)
     running = subprocess.Popen([CLIENT, "generate", *arguments, "--json", "--verbose"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                text=True)
-    time.sleep(1)
+    wait_for_stream(api, replicas[0])
     replicas[0].end()
     out, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
@@ -427,9 +434,9 @@ def test_choices_survive_a_kill(replicas):
         pytest.skip("the kill came too late to hit a stream")
 
 
-def test_all_targets_down_is_a_clear_error(replicas):
+def test_all_targets_down_is_a_clear_error(api, replicas):
     streams = Streams(replicas, 1, *LONG, "--retries", "2")
-    time.sleep(0.7)
+    wait_for_stream(api, replicas[0])
     for replica in replicas:
         replica.end()
     (code, out, err), = streams.join()
@@ -439,11 +446,11 @@ def test_all_targets_down_is_a_clear_error(replicas):
     assert all(replica.address in last for replica in replicas)
 
 
-def test_another_model_never_continues_an_answer(replicas, tiny_bundle):
+def test_another_model_never_continues_an_answer(api, replicas, tiny_bundle):
     other = Replica(tiny_bundle, "--threads", "1")
     try:
         streams = Streams([replicas[0], other], 1, *LONG, "--retries", "1")
-        time.sleep(0.7)
+        wait_for_stream(api, replicas[0])
         replicas[0].end()
         (code, out, err), = streams.join()
         assert (code, out) == (1, "")
@@ -453,11 +460,11 @@ def test_another_model_never_continues_an_answer(replicas, tiny_bundle):
         other.end()
 
 
-def test_a_stopped_server_is_left(replicas):
+def test_a_stopped_server_is_left(api, replicas):
     """SIGSTOP: the connection stays, nothing comes."""
     expected = undisturbed(replicas[0], 1)
     streams = Streams(replicas, 1, *LONG, "--stall-timeout", "1")
-    time.sleep(0.7)
+    wait_for_stream(api, replicas[0])
     replicas[0].process.send_signal(signal.SIGSTOP)
     try:
         breaks = expect_undisturbed(streams.join(), expected)
