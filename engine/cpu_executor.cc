@@ -43,10 +43,14 @@ int64_t KvBlockBytes(const ModelConfig& config) {
          config.num_hidden_layers;
 }
 
+int64_t KvSequenceBytes(const IntegerModel& model) {
+  return BlocksFor(MaxSequenceTokens(model)) * KvBlockBytes(model.config);
+}
+
 int64_t DefaultKvCacheBytes(const IntegerModel& model) {
   constexpr int64_t kSequences = 8;
   constexpr int64_t kLimitBytes = int64_t{2} << 30;
-  const int64_t sequence_bytes = BlocksFor(MaxSequenceTokens(model)) * KvBlockBytes(model.config);
+  const int64_t sequence_bytes = KvSequenceBytes(model);
   return std::max(sequence_bytes, std::min(kSequences * sequence_bytes, kLimitBytes));
 }
 

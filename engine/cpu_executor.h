@@ -31,6 +31,8 @@ struct CpuExecutorOptions {
 
 // Bytes of one KV block over all layers.
 int64_t KvBlockBytes(const ModelConfig& config);
+// Bytes of the blocks of one sequence of full length.
+int64_t KvSequenceBytes(const IntegerModel& model);
 // Room for eight sequences of full length within 2 GiB, and for one in any case. Pages cost memory
 // once they are used.
 int64_t DefaultKvCacheBytes(const IntegerModel& model);

@@ -15,6 +15,7 @@ constexpr int32_t kRowTaskValues = 8192;
 // kAttentionScratchBytes. More tokens read each K and V tile less often; the scratch holds a score
 // for each of them and each key.
 constexpr int32_t kSegmentTokens = 64;
+constexpr int32_t kLeastSegmentTokens = 16;
 constexpr size_t kAttentionScratchBytes = size_t{16} << 20;
 
 constexpr int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -141,14 +142,23 @@ class Step {
       for (int32_t i = 0; i < chunk.num_logits; ++i) {
         s_.wanted_rows[wanted_++] = tokens_ + chunk.logit_indices[i];
       }
-      if (chunk.tokens > s_.segment_tokens) whole_chunks_ = false;
-      for (int32_t i = 0; i < chunk.tokens; i += s_.segment_tokens) {
-        const int32_t count = Min(s_.segment_tokens, chunk.tokens - i);
+      const int32_t size = SegmentTokens(chunk.tokens);
+      if (chunk.tokens > size) whole_chunks_ = false;
+      for (int32_t i = 0; i < chunk.tokens; i += size) {
+        const int32_t count = Min(size, chunk.tokens - i);
         s_.segments[num_segments_++] = {c, i, count, tokens_ + i};
       }
       for (int32_t i = 0; i < chunk.tokens; ++i) s_.token_ids[tokens_ + i] = chunk.token_ids[i];
       tokens_ += chunk.tokens;
     }
+  }
+
+  // Small enough that one chunk alone keeps all workers busy: a prompt's attention takes far longer
+  // than that of the sequences that decode beside it.
+  int32_t SegmentTokens(int32_t chunk_tokens) const {
+    if (hook_.workers == 1) return s_.segment_tokens;
+    const int32_t even = CeilDiv(chunk_tokens * m_.num_key_value_heads, 4 * hook_.workers);
+    return Min(s_.segment_tokens, Max(kLeastSegmentTokens, even));
   }
 
   void EmbedTokens() {

@@ -10,7 +10,7 @@ const Ops& PortableOps();  // plain C++ for any CPU
 #ifdef FIXPOINT_X86_LEVELS
 const Ops& Avx2Ops();
 const Ops& VnniOps();  // AVX-512 F, BW, DQ, VL and VNNI
-const Ops& AmxOps();   // all of VnniOps, and AMX int8 tiles for linear layers of many tokens
+const Ops& AmxOps();   // all of VnniOps, and AMX int8 tiles for many tokens
 #endif
 
 }  // namespace fixpoint

@@ -48,6 +48,8 @@ constexpr Ops MakeAmxOps() {
   Ops ops = kVnniOps;
   ops.name = "amx";
   ops.linear = amx::Linear;
+  ops.attention_scratch_bytes = amx::AttentionScratchBytes;
+  ops.attention = amx::Attention;
   ops.thread_init = amx::ThreadInit;
   return ops;
 }
