@@ -1,9 +1,11 @@
 #include "server/model_loader.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/available_memory.h"
 #include "base/status_macros.h"
 #include "bundle/format.h"
 #include "engine/cpu_executor.h"
@@ -66,6 +68,11 @@ std::string ModelName(const std::string& path) {
   return name.stem().string();
 }
 
+int64_t AutomaticKvCacheBytes(const IntegerModel& model, int max_running, int64_t free_bytes) {
+  const int64_t one = KvSequenceBytes(model);
+  return std::clamp(free_bytes / 2, one, one * max_running);
+}
+
 absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std::string& name,
                                                        const LoadOptions& options,
                                                        EngineObserver* observer) {
@@ -81,8 +88,13 @@ absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std:
   engine_options.max_running = options.max_running;
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer,
                    Tokenizer::Create(std::move(bundle.tokenizer)));
-  const CpuExecutorOptions executor_options{.threads = options.threads,
-                                            .kv_cache_bytes = options.kv_cache_bytes};
+  CpuExecutorOptions executor_options{.threads = options.threads,
+                                      .kv_cache_bytes = options.kv_cache_bytes};
+  if (executor_options.kv_cache_bytes == 0) {
+    ASSIGN_OR_RETURN(const int64_t free_bytes, AvailableMemoryBytes());
+    executor_options.kv_cache_bytes =
+        AutomaticKvCacheBytes(bundle.model, options.max_running, free_bytes);
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<CpuExecutor> executor,
                    CpuExecutor::Create(std::move(bundle.model), executor_options));
   RETURN_IF_ERROR(

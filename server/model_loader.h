@@ -15,7 +15,7 @@ namespace fixpoint {
 struct LoadOptions {
   std::string device = "cpu";  // the only one so far
   int threads = 0;             // 0: every CPU that the process may use
-  int64_t kv_cache_bytes = 0;  // 0: the executor's default
+  int64_t kv_cache_bytes = 0;  // 0: AutomaticKvCacheBytes
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
   absl::Duration max_queue_time = absl::InfiniteDuration();
@@ -25,6 +25,10 @@ struct LoadOptions {
 
 // OK for a device that this build can serve on. INVALID_ARGUMENT names it.
 absl::Status CheckDevice(const std::string& device);
+
+// Half of the free memory, but no more than max_running sequences of full length take, and no less
+// than one. Pages cost memory once they are used.
+int64_t AutomaticKvCacheBytes(const IntegerModel& model, int max_running, int64_t free_bytes);
 
 // Packs the weights, allocates the KV cache, tests itself (server/self_test.h) and starts the
 // engine thread. `name` is what callers see; `observer` must outlive the result.
