@@ -41,7 +41,7 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
       ->capture_default_str();
   app->add_option("--device", options->load.device, "Device to compute on")->capture_default_str();
   app->add_option("--kv-cache-bytes", options->load.kv_cache_bytes,
-                  "Size of the key/value cache; 0: automatic")
+                  "Size of the key/value cache; 0: half of the free memory")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app->add_option("--max-queue", options->load.max_queue_requests,
@@ -56,7 +56,8 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
                   "Seconds that a request may wait for a place in the batch; 0: any time")
       ->check(CLI::Range(0.0, kMaxSeconds))
       ->capture_default_str();
-  app->add_option("--max-running", options->load.max_running, "Requests in the batch at most")
+  app->add_option("--max-running", options->load.max_running,
+                  "Requests in the batch at most; beyond 64 each takes 8 bytes x vocabulary")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   app->add_option("--self-test-seconds", flags->self_test_budget,

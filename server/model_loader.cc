@@ -90,6 +90,11 @@ absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std:
                    Tokenizer::Create(std::move(bundle.tokenizer)));
   CpuExecutorOptions executor_options{.threads = options.threads,
                                       .kv_cache_bytes = options.kv_cache_bytes};
+  // A step must hold one token and one row of logits of each running request, and some prompt.
+  executor_options.max_step_logits =
+      std::max(executor_options.max_step_logits, options.max_running);
+  executor_options.max_step_tokens = std::max(
+      executor_options.max_step_tokens, options.max_running + engine_options.mixed_prefill_tokens);
   if (executor_options.kv_cache_bytes == 0) {
     ASSIGN_OR_RETURN(const int64_t free_bytes, AvailableMemoryBytes());
     executor_options.kv_cache_bytes =
