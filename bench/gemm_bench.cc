@@ -94,6 +94,7 @@ void Time(const Ops& ops, const Shape& shape, const Layer& layer, int32_t tokens
                       LinearArgs args = MakeArgs(shape, tokens, wide, x, acc, nullptr);
                       args.output_begin = std::min(thread * share, shape.outputs);
                       args.output_end = std::min(args.output_begin + share, shape.outputs);
+                      args.acc += args.output_begin;
                       for (size_t i = 0; i < calls; ++i) {
                         args.packed = layer.packed.data() + i % layer.copies * layer.packed_bytes;
                         ops.linear(args);

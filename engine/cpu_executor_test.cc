@@ -46,6 +46,18 @@ std::vector<ModelCase> ModelCases() {
         .intermediate = 176,
         .vocab = 307,
         .wide_sites = kWideMlpNorm}},
+      {"Tiles",  // steps of many tokens work in tiles, the last block of channels a short one
+       {.seed = 16,
+        .hidden = 96,
+        .heads = 6,
+        .kv_heads = 2,
+        .head_dim = 32,
+        .intermediate = 320,
+        .prefix_tokens = 1,
+        .odd_layer_wide_sites = kWideAll & ~kWideFinalNorm,
+        .qkv_bias = true,
+        .qk_hadamard = true,
+        .down_hadamard_block = 64}},
   };
 }
 
@@ -100,6 +112,61 @@ class CpuExecutorTest : public testing::TestWithParam<ModelCase> {
     auto executor = MakeExecutor(model(), 1, &ReferenceOps());
     return AllLogits(*executor, tokens, static_cast<int32_t>(tokens.size()), Identity(8));
   }
+  // Sequences of random lengths advance in random chunks beside each other; each gets what it gets
+  // alone.
+  void BesideOtherSequences(int32_t threads) const {
+    constexpr int32_t kSequences = 5;
+    auto executor = MakeExecutor(model(), threads);
+    const size_t vocab = static_cast<size_t>(model().vocab);
+    std::mt19937 random(21);
+    std::vector<std::vector<int32_t>> tokens, blocks;
+    std::vector<Logits> expected;
+    std::vector<size_t> done(kSequences, 0);
+    for (uint32_t s = 0; s < kSequences; ++s) {
+      tokens.push_back(
+          RandomTokens(20 + static_cast<int32_t>(random() % 150), model().vocab, 100 + s));
+      blocks.push_back(
+          {static_cast<int32_t>(s), static_cast<int32_t>(s + 10), static_cast<int32_t>(s + 5)});
+      expected.push_back(Expected(tokens.back()));
+    }
+    for (int step = 0;; ++step) {
+      std::vector<SequenceChunk> chunks;
+      std::vector<std::vector<int32_t>> indices(kSequences);
+      std::vector<std::pair<size_t, size_t>> rows;  // sequence, position
+      for (size_t s = 0; s < kSequences; ++s) {
+        const size_t left = tokens[s].size() - done[s];
+        const size_t count = std::min<size_t>(left, random() % 2 == 0 ? 1 : random() % 48);
+        if (count == 0) continue;
+        for (size_t i = 0; i < count; ++i) {
+          if (random() % 3 == 0) continue;  // not every row is wanted
+          indices[s].push_back(static_cast<int32_t>(i));
+          rows.push_back({s, done[s] + i});
+        }
+        chunks.push_back({.token_ids = absl::MakeConstSpan(tokens[s]).subspan(done[s], count),
+                          .position = static_cast<int32_t>(done[s]),
+                          .block_table = blocks[s],
+                          .logit_indices = indices[s]});
+        done[s] += count;
+      }
+      if (chunks.empty()) {
+        if (std::accumulate(done.begin(), done.end(), size_t{0}) ==
+            std::accumulate(tokens.begin(), tokens.end(), size_t{0},
+                            [](size_t sum, const auto& t) { return sum + t.size(); })) {
+          break;
+        }
+        continue;
+      }
+      Logits logits(rows.size() * vocab);
+      ASSERT_TRUE(executor->Forward(chunks, logits.data()).ok());
+      for (size_t r = 0; r < rows.size(); ++r) {
+        const auto [s, position] = rows[r];
+        ASSERT_TRUE(std::equal(logits.begin() + static_cast<std::ptrdiff_t>(r * vocab),
+                               logits.begin() + static_cast<std::ptrdiff_t>((r + 1) * vocab),
+                               expected[s].begin() + static_cast<std::ptrdiff_t>(position * vocab)))
+            << "step " << step << ", sequence " << s << ", position " << position;
+      }
+    }
+  }
 };
 
 INSTANTIATE_TEST_SUITE_P(Models, CpuExecutorTest, testing::ValuesIn(ModelCases()),
@@ -152,62 +219,9 @@ TEST_P(CpuExecutorTest, SameLogitsForScrambledBlockTables) {
   }
 }
 
-// Sequences of random lengths advance in random chunks beside each other; each gets what it gets
-// alone.
 TEST_P(CpuExecutorTest, SameLogitsBesideOtherSequences) {
-  constexpr int32_t kSequences = 5;
-  auto executor = MakeExecutor(model(), 2);
-  const size_t vocab = static_cast<size_t>(model().vocab);
-  std::mt19937 random(21);
-  std::vector<std::vector<int32_t>> tokens, blocks;
-  std::vector<Logits> expected;
-  std::vector<size_t> done(kSequences, 0);
-  for (uint32_t s = 0; s < kSequences; ++s) {
-    tokens.push_back(
-        RandomTokens(20 + static_cast<int32_t>(random() % 150), model().vocab, 100 + s));
-    blocks.push_back(
-        {static_cast<int32_t>(s), static_cast<int32_t>(s + 10), static_cast<int32_t>(s + 5)});
-    expected.push_back(Expected(tokens.back()));
-  }
-  for (int step = 0;; ++step) {
-    std::vector<SequenceChunk> chunks;
-    std::vector<std::vector<int32_t>> indices(kSequences);
-    std::vector<std::pair<size_t, size_t>> rows;  // sequence, position
-    for (size_t s = 0; s < kSequences; ++s) {
-      const size_t left = tokens[s].size() - done[s];
-      const size_t count = std::min<size_t>(left, random() % 2 == 0 ? 1 : random() % 48);
-      if (count == 0) continue;
-      for (size_t i = 0; i < count; ++i) {
-        if (random() % 3 == 0) continue;  // not every row is wanted
-        indices[s].push_back(static_cast<int32_t>(i));
-        rows.push_back({s, done[s] + i});
-      }
-      chunks.push_back({.token_ids = absl::MakeConstSpan(tokens[s]).subspan(done[s], count),
-                        .position = static_cast<int32_t>(done[s]),
-                        .block_table = blocks[s],
-                        .logit_indices = indices[s]});
-      done[s] += count;
-    }
-    if (chunks.empty()) {
-      if (std::accumulate(done.begin(), done.end(), size_t{0}) ==
-          std::accumulate(tokens.begin(), tokens.end(), size_t{0},
-                          [](size_t sum, const auto& t) { return sum + t.size(); })) {
-        break;
-      }
-      continue;
-    }
-    Logits logits(rows.size() * vocab);
-    ASSERT_TRUE(executor->Forward(chunks, logits.data()).ok());
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const auto [s, position] = rows[r];
-      ASSERT_TRUE(std::equal(logits.begin() + static_cast<std::ptrdiff_t>(r * vocab),
-                             logits.begin() + static_cast<std::ptrdiff_t>((r + 1) * vocab),
-                             expected[s].begin() + static_cast<std::ptrdiff_t>(position * vocab)))
-          << "step " << step << ", sequence " << s << ", position " << position;
-    }
-  }
+  for (const int32_t threads : {1, 2}) BesideOtherSequences(threads);
 }
-
 TEST(CpuExecutorLimitsTest, RefusesWhatBreaksTheRules) {
   auto executor = MakeExecutor({.context = 128, .prefix_tokens = 1}, 1);
   ASSERT_EQ(executor->limits().max_sequence_tokens, 127);

@@ -16,8 +16,7 @@ struct LinearCase {
       : shape(shape),
         weights(static_cast<size_t>(shape.outputs) * shape.depth),
         bias(shape.outputs),
-        x(shape.tokens, shape.depth, shape.wide),
-        acc_stride(RoundUp(shape.outputs, kLinearAlign)) {}
+        x(shape.tokens, shape.depth, shape.wide) {}
 
   void Randomize(Random& random) {
     random.Fill(weights, -127, 127);
@@ -33,20 +32,21 @@ struct LinearCase {
   // Accumulators of the columns that exist, packed and computed in ranges of `range` outputs.
   Aligned<int32_t> Run(const Ops& ops, int32_t range) {
     Aligned<uint8_t> packed(ops.packed_weight_bytes(shape.outputs, shape.depth));
-    Aligned<int32_t> acc(shape.tokens * acc_stride);
     for (int32_t begin = 0; begin < shape.outputs; begin += range) {
       const int32_t end = std::min(begin + range, shape.outputs);
       ops.pack_weights(weights.data(), shape.outputs, shape.depth, begin, end, packed.data());
     }
+    Aligned<int32_t> columns(static_cast<size_t>(shape.tokens) * shape.outputs);
     for (int32_t begin = 0; begin < shape.outputs; begin += range) {
       const int32_t end = std::min(begin + range, shape.outputs);
+      const size_t acc_stride = RoundUp(end - begin, kLinearAlign);
+      Aligned<int32_t> acc(shape.tokens * acc_stride);
       ops.linear({packed.data(), shape.outputs, shape.depth, shape.bias ? bias.data() : nullptr,
                   x.planes(), shape.tokens, begin, end, acc.data(), acc_stride});
-    }
-    Aligned<int32_t> columns(static_cast<size_t>(shape.tokens) * shape.outputs);
-    for (int32_t t = 0; t < shape.tokens; ++t) {
-      std::memcpy(columns.data() + static_cast<size_t>(t) * shape.outputs,
-                  acc.data() + t * acc_stride, shape.outputs * sizeof(int32_t));
+      for (int32_t t = 0; t < shape.tokens; ++t) {
+        std::memcpy(columns.data() + static_cast<size_t>(t) * shape.outputs + begin,
+                    acc.data() + t * acc_stride, (end - begin) * sizeof(int32_t));
+      }
     }
     return columns;
   }
@@ -55,7 +55,6 @@ struct LinearCase {
   Aligned<int8_t> weights;
   Aligned<int32_t> bias;
   Site x;
-  size_t acc_stride;
 };
 
 std::string Describe(const Shape& s) {

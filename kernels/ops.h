@@ -65,9 +65,9 @@ struct LinearArgs {
   int32_t tokens;
   int32_t output_begin;  // multiple of kLinearAlign
   int32_t output_end;    // multiple of kLinearAlign, or outputs
-  int32_t* acc;          // [tokens][acc_stride], column c at acc[t * acc_stride + c]
-  size_t acc_stride;  // in elements, multiple of 16, at least outputs rounded up to kLinearAlign:
-                      // columns up to the rounded end of the range may be written with junk
+  int32_t* acc;          // [tokens][acc_stride], column c at acc[t * acc_stride + c - output_begin]
+  size_t acc_stride;  // in elements, multiple of 16, at least output_end rounded up to kLinearAlign
+                      // less output_begin: what lies behind output_end may be written with junk
 };
 
 // h[t][j] = rs64(int64(row[j]) * M, n): one embedding row into the residual stream.

@@ -18,6 +18,14 @@ constexpr int32_t kSegmentTokens = 64;
 constexpr int32_t kLeastSegmentTokens = 16;
 constexpr size_t kAttentionScratchBytes = size_t{16} << 20;
 
+// A step works in tiles when there are so many for each worker; below, the weights are what takes
+// time, and each should be read by one worker only.
+constexpr int32_t kTilesPerWorker = 2;
+// Channels of gate and up that a tile works on at once, or a block of the Hadamard transform.
+constexpr int32_t kTileChannels = 256;
+// o_proj and down_proj work in tiles if their weights stay in a core's cache from tile to tile.
+constexpr int64_t kTileWeightBytes = int64_t{3} << 19;
+
 constexpr int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
 constexpr int32_t Max(int32_t a, int32_t b) { return a > b ? a : b; }
 constexpr int32_t CeilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
@@ -61,6 +69,15 @@ NarrowParams Channels(const NarrowParams& params, int32_t first) {
   return {params.multipliers + first, params.p, params.k};
 }
 
+int32_t TileChannels(const LlamaModel& m) { return Max(kTileChannels, m.down_hadamard_block); }
+
+// Widest accumulators of a tile; 0 if ranges of outputs would not begin at kLinearAlign.
+int32_t TileColumns(const LlamaModel& m) {
+  if (m.head_dim % kLinearAlign != 0 || m.intermediate_size % kLinearAlign != 0) return 0;
+  const int32_t head = (m.num_attention_heads / m.num_key_value_heads + 2) * m.head_dim;
+  return Max(Max(head, 2 * TileChannels(m)), RoundUp(m.hidden_size, kLinearAlign));
+}
+
 // One call of LlamaForward: the members are its constants, the methods its stages in order.
 class Step {
  public:
@@ -76,23 +93,41 @@ class Step {
 
   void Run(int32_t* logits) {
     Flatten();
-    EmbedTokens();
+    Timed(StepPart::kEmbed, [&] { EmbedTokens(); });
     for (int32_t i = 0; i < m_.num_layers; ++i) {
       const LlamaLayer& layer = m_.layers[i];
-      Linear(layer.qkv, s_.normed, layer.attn_norm.wide);
-      Attention(layer, i);
-      Linear(layer.o_proj, s_.attended, layer.attn_out_wide);
-      AddAndNorm(layer.o_requantize, &layer.mlp_norm);
-      Linear(layer.gate_up, s_.normed, layer.mlp_norm.wide);
-      SwiGlu(layer);
-      Linear(layer.down_proj, s_.activated, layer.down_in_wide);
-      const bool last = i + 1 == m_.num_layers;
-      AddAndNorm(layer.down_requantize, last ? nullptr : &m_.layers[i + 1].attn_norm);
+      const KvLayer kv = {cache_.base + static_cast<size_t>(i) * cache_.layer_bytes,
+                          cache_.block_bytes};
+      const LlamaNorm* next = i + 1 == m_.num_layers ? nullptr : &m_.layers[i + 1].attn_norm;
+      if (by_tiles_) {
+        Timed(StepPart::kQkv, [&] { QkvTiles(layer, kv); });
+      } else {
+        Timed(StepPart::kQkv, [&] { Linear(layer.qkv, s_.normed, layer.attn_norm.wide); });
+      }
+      Timed(StepPart::kAttention, [&] { Attention(layer, kv); });
+      LinearAddNorm(StepPart::kO, layer.o_proj, s_.attended, layer.attn_out_wide,
+                    layer.o_requantize, &layer.mlp_norm);
+      if (by_tiles_) {
+        Timed(StepPart::kGateUp, [&] { GateUpTiles(layer); });
+      } else {
+        Timed(StepPart::kGateUp, [&] { Linear(layer.gate_up, s_.normed, layer.mlp_norm.wide); });
+        Timed(StepPart::kSwiGlu, [&] { SwiGluRows(layer); });
+      }
+      LinearAddNorm(StepPart::kDown, layer.down_proj, s_.activated, layer.down_in_wide,
+                    layer.down_requantize, next);
     }
-    if (wanted_ > 0) Head(logits);
+    if (wanted_ > 0) Timed(StepPart::kHead, [&] { Head(logits); });
   }
 
  private:
+  template <typename Work>
+  void Timed(StepPart part, Work&& work) {
+    StepClock* clock = hook_.clock;
+    const int64_t start = clock == nullptr ? 0 : clock->now();
+    work();
+    if (clock != nullptr) clock->taken[static_cast<int>(part)] += clock->now() - start;
+  }
+
   template <typename Task>
   void Parallel(int32_t tasks, Task&& task) {
     if (tasks <= 1 || hook_.workers <= 1) {
@@ -135,8 +170,13 @@ class Step {
     });
   }
 
-  // Token ids in one row, the list of wanted rows, the segments of attention.
+  // Token ids in one row, the list of wanted rows, the segments of attention. By tiles, a segment
+  // ends where its tile ends.
   void Flatten() {
+    int32_t tokens = 0;
+    for (int32_t c = 0; c < num_chunks_; ++c) tokens += chunks_[c].tokens;
+    by_tiles_ =
+        s_.tile_stride > 0 && tokens > kTileTokens * kTilesPerWorker * hook_.workers - kTileTokens;
     for (int32_t c = 0; c < num_chunks_; ++c) {
       const LlamaChunk& chunk = chunks_[c];
       for (int32_t i = 0; i < chunk.num_logits; ++i) {
@@ -144,13 +184,18 @@ class Step {
       }
       const int32_t size = SegmentTokens(chunk.tokens);
       if (chunk.tokens > size) whole_chunks_ = false;
-      for (int32_t i = 0; i < chunk.tokens; i += size) {
-        const int32_t count = Min(size, chunk.tokens - i);
-        s_.segments[num_segments_++] = {c, i, count, tokens_ + i};
+      for (int32_t i = 0; i < chunk.tokens;) {
+        const int32_t row = tokens_ + i;
+        if (by_tiles_ && row % kTileTokens == 0) s_.tile_segments[num_tiles_++] = num_segments_;
+        int32_t count = Min(size, chunk.tokens - i);
+        if (by_tiles_) count = Min(count, kTileTokens - row % kTileTokens);
+        s_.segments[num_segments_++] = {c, i, count, row};
+        i += count;
       }
       for (int32_t i = 0; i < chunk.tokens; ++i) s_.token_ids[tokens_ + i] = chunk.token_ids[i];
       tokens_ += chunk.tokens;
     }
+    if (by_tiles_) s_.tile_segments[num_tiles_] = num_segments_;
   }
 
   // Small enough that one chunk alone keeps all workers busy: a prompt's attention takes far longer
@@ -175,14 +220,15 @@ class Step {
 
   // acc[row][outputs] = x . W
   void Linear(const LlamaLinear& linear, const ActivationPlanes& x, bool wide) {
-    ParallelColumns(
-        tokens_, linear.outputs, [&](int32_t row, int32_t rows, int32_t begin, int32_t end) {
-          LinearBlock(linear, Rows(x, row, wide), rows, begin, end, AccRow(linear, row));
-        });
+    ParallelColumns(tokens_, linear.outputs,
+                    [&](int32_t row, int32_t rows, int32_t begin, int32_t end) {
+                      LinearBlock(linear, Rows(x, row, wide), rows, begin, end,
+                                  AccRow(linear, row) + begin, AccStride(linear.outputs));
+                    });
   }
 
   void LinearBlock(const LlamaLinear& linear, const ActivationPlanes& x, int32_t rows,
-                   int32_t begin, int32_t end, int32_t* acc) {
+                   int32_t begin, int32_t end, int32_t* acc, size_t acc_stride) {
     ops_.linear({.packed = linear.packed,
                  .outputs = linear.outputs,
                  .depth = linear.depth,
@@ -192,21 +238,45 @@ class Step {
                  .output_begin = begin,
                  .output_end = end,
                  .acc = acc,
-                 .acc_stride = AccStride(linear.outputs)});
+                 .acc_stride = acc_stride});
+  }
+
+  // h += x . W, and the next norm.
+  void LinearAddNorm(StepPart part, const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
+                     const WideParams& requantize, const LlamaNorm* norm) {
+    if (by_tiles_ && FitsTile(linear)) {
+      Timed(part, [&] {
+        ParallelTiles(1, [&](int32_t, const Tile& tile) {
+          const size_t stride = AccStride(linear.outputs);
+          LinearBlock(linear, Rows(x, tile.row, wide), tile.rows, 0, linear.outputs, tile.acc,
+                      stride);
+          AddAndNormRows(requantize, norm, tile.acc, stride, tile.row, tile.rows);
+        });
+      });
+      return;
+    }
+    Timed(part, [&] { Linear(linear, x, wide); });
+    Timed(StepPart::kAddNorm, [&] { AddAndNorm(requantize, norm); });
   }
 
   // h += acc, and the next norm of the same rows while they are in the cache.
   void AddAndNorm(const WideParams& requantize, const LlamaNorm* norm) {
-    const size_t acc_stride = AccStride(m_.hidden_size);
+    const size_t stride = AccStride(m_.hidden_size);
     ParallelRows(tokens_, m_.hidden_size, [&](int32_t row, int32_t rows, int32_t) {
-      ops_.residual_add({.acc = s_.acc + static_cast<size_t>(row) * acc_stride,
-                         .acc_stride = acc_stride,
-                         .tokens = rows,
-                         .hidden = m_.hidden_size,
-                         .requantize = requantize,
-                         .h = ResidualRow(row)});
-      if (norm != nullptr) Norm(*norm, row, rows, Rows(s_.normed, row, norm->wide));
+      AddAndNormRows(requantize, norm, s_.acc + static_cast<size_t>(row) * stride, stride, row,
+                     rows);
     });
+  }
+
+  void AddAndNormRows(const WideParams& requantize, const LlamaNorm* norm, const int32_t* acc,
+                      size_t acc_stride, int32_t row, int32_t rows) {
+    ops_.residual_add({.acc = acc,
+                       .acc_stride = acc_stride,
+                       .tokens = rows,
+                       .hidden = m_.hidden_size,
+                       .requantize = requantize,
+                       .h = ResidualRow(row)});
+    if (norm != nullptr) Norm(*norm, row, rows, Rows(s_.normed, row, norm->wide));
   }
 
   void Norm(const LlamaNorm& norm, int32_t row, int32_t rows, const ActivationPlanes& out) {
@@ -220,48 +290,98 @@ class Step {
                    .out = out});
   }
 
+  // Accumulators of one kv head at some row: its q heads side by side, k and v.
+  struct HeadAcc {
+    const int32_t* q;
+    const int32_t* k;
+    const int32_t* v;
+    size_t stride;
+  };
+  struct Tile {
+    int32_t index, row, rows;
+    int32_t* acc;  // of the worker, [kTileTokens][tile_stride]
+    int32_t worker;
+  };
+
+  // task(column, tile) for each of `columns` and each tile; a worker
+  // stays in one column, whose weights it has in its cache, as long as it can.
+  template <typename Task>
+  void ParallelTiles(int32_t columns, Task&& task) {
+    Parallel(columns * num_tiles_, [&](int32_t index, int32_t worker) {
+      const int32_t tile = index % num_tiles_, row = tile * kTileTokens;
+      int32_t* acc = s_.tile_acc + static_cast<size_t>(worker) * kTileTokens * s_.tile_stride;
+      task(index / num_tiles_, Tile{tile, row, Min(kTileTokens, tokens_ - row), acc, worker});
+    });
+  }
+
+  // Columns are kv heads.
+  void QkvTiles(const LlamaLayer& layer, const KvLayer& kv) {
+    const int32_t width = Group() * m_.head_dim, all_q = m_.num_attention_heads * m_.head_dim;
+    const auto stride = static_cast<size_t>(width + 2 * m_.head_dim);
+    ParallelTiles(m_.num_key_value_heads, [&](int32_t head, const Tile& tile) {
+      const auto product = [&](int32_t begin, int32_t columns, int32_t* to) {
+        LinearBlock(layer.qkv, Rows(s_.normed, tile.row, layer.attn_norm.wide), tile.rows, begin,
+                    begin + columns, to, stride);
+      };
+      int32_t* acc = tile.acc;
+      const int32_t k = all_q + head * m_.head_dim;
+      product(head * width, width, acc);
+      product(k, m_.head_dim, acc + width);
+      product(k + m_.num_key_value_heads * m_.head_dim, m_.head_dim, acc + width + m_.head_dim);
+      for (int32_t i = s_.tile_segments[tile.index]; i < s_.tile_segments[tile.index + 1]; ++i) {
+        const LlamaSegment& segment = s_.segments[i];
+        const int32_t* row = acc + static_cast<size_t>(segment.row - tile.row) * stride;
+        PrepareHead(layer, kv, segment, head,
+                    {row, row + width, row + width + m_.head_dim, stride});
+      }
+    });
+  }
+
   // Tasks are (segment, kv head). A head needs K and V of its own head only, so when each chunk is
   // one segment a task does everything; otherwise all K and V are written before the first score.
-  void Attention(const LlamaLayer& layer, int32_t layer_index) {
-    const KvLayer kv = {cache_.base + static_cast<size_t>(layer_index) * cache_.layer_bytes,
-                        cache_.block_bytes};
+  void Attention(const LlamaLayer& layer, const KvLayer& kv) {
     const int32_t tasks = num_segments_ * m_.num_key_value_heads;
     const auto segment_of = [&](int32_t index) -> const LlamaSegment& {
       return s_.segments[index / m_.num_key_value_heads];
     };
     const auto head_of = [&](int32_t index) { return index % m_.num_key_value_heads; };
-    if (!whole_chunks_) {
+    const bool together = whole_chunks_ && !by_tiles_;
+    if (!together && !by_tiles_) {
       Parallel(tasks, [&](int32_t index, int32_t) {
         PrepareHead(layer, kv, segment_of(index), head_of(index));
       });
     }
     Parallel(tasks, [&](int32_t index, int32_t worker) {
-      if (whole_chunks_) PrepareHead(layer, kv, segment_of(index), head_of(index));
+      if (together) PrepareHead(layer, kv, segment_of(index), head_of(index));
       AttendHead(layer, kv, segment_of(index), head_of(index), worker);
     });
   }
 
-  // q heads of one kv head, k and v: from accumulators to int8, K and V into the cache.
+  // From the accumulators of the whole step.
   void PrepareHead(const LlamaLayer& layer, const KvLayer& kv, const LlamaSegment& segment,
                    int32_t kv_head) {
-    const int32_t group = m_.num_attention_heads / m_.num_key_value_heads;
-    const int32_t q_column = kv_head * group * m_.head_dim;
-    const int32_t kv_column = kv_head * m_.head_dim;
-    const int32_t q_width = m_.num_attention_heads * m_.head_dim;
-    const int32_t kv_width = m_.num_key_value_heads * m_.head_dim;
     const int32_t* acc = AccRow(layer.qkv, segment.row);
-    const int32_t* k_acc = acc + q_width + kv_column;
-    const int32_t* v_acc = acc + q_width + kv_width + kv_column;
+    const int32_t* k = acc + (m_.num_attention_heads + kv_head) * m_.head_dim;
+    PrepareHead(layer, kv, segment, kv_head,
+                {acc + kv_head * Group() * m_.head_dim, k, k + m_.num_key_value_heads * m_.head_dim,
+                 AccStride(layer.qkv.outputs)});
+  }
+
+  // q heads of one kv head, k and v: from accumulators to int8, K and V into the cache.
+  void PrepareHead(const LlamaLayer& layer, const KvLayer& kv, const LlamaSegment& segment,
+                   int32_t kv_head, const HeadAcc& acc) {
+    const int32_t q_column = kv_head * Group() * m_.head_dim;
+    const int32_t kv_column = kv_head * m_.head_dim;
     const LlamaChunk& chunk = chunks_[segment.chunk];
     int8_t* k = s_.k + static_cast<size_t>(segment.row) * s_.kv_stride + kv_column;
     int8_t* v = s_.v + static_cast<size_t>(segment.row) * s_.kv_stride + kv_column;
-    Rotate(layer.qkv, acc + q_column, segment, group, Channels(layer.q_before, q_column),
+    Rotate(acc.q, acc.stride, segment, Group(), Channels(layer.q_before, q_column),
            Channels(layer.q_after, q_column),
            s_.q + static_cast<size_t>(segment.row) * s_.q_stride + q_column, s_.q_stride);
-    Rotate(layer.qkv, k_acc, segment, 1, Channels(layer.k_before, kv_column),
+    Rotate(acc.k, acc.stride, segment, 1, Channels(layer.k_before, kv_column),
            Channels(layer.k_after, kv_column), k, s_.kv_stride);
-    ops_.narrow({.acc = v_acc,
-                 .acc_stride = AccStride(layer.qkv.outputs),
+    ops_.narrow({.acc = acc.v,
+                 .acc_stride = acc.stride,
                  .tokens = segment.count,
                  .channels = m_.head_dim,
                  .requantize = Channels(layer.v, kv_column),
@@ -279,15 +399,15 @@ class Step {
                    .cache = {kv.base + kv_head * head_bytes, kv.block_stride}});
   }
 
-  void Rotate(const LlamaLinear& qkv, const int32_t* acc, const LlamaSegment& segment,
-              int32_t heads, const NarrowParams& before, const NarrowParams& after, int8_t* out,
+  void Rotate(const int32_t* acc, size_t acc_stride, const LlamaSegment& segment, int32_t heads,
+              const NarrowParams& before, const NarrowParams& after, int8_t* out,
               size_t out_stride) {
     const size_t half = static_cast<size_t>(m_.head_dim / 2);
     const size_t rope_row = static_cast<size_t>(m_.prefix_tokens) +
                             static_cast<size_t>(chunks_[segment.chunk].position) +
                             static_cast<size_t>(segment.first);
     ops_.rotate_heads({.acc = acc,
-                       .acc_stride = AccStride(qkv.outputs),
+                       .acc_stride = acc_stride,
                        .tokens = segment.count,
                        .heads = heads,
                        .head_dim = m_.head_dim,
@@ -324,24 +444,49 @@ class Step {
                     .scratch = s_.attention + static_cast<size_t>(worker) * s_.attention_stride});
   }
 
-  void SwiGlu(const LlamaLayer& layer) {
+  void SwiGluRows(const LlamaLayer& layer) {
     ParallelRows(tokens_, m_.intermediate_size, [&](int32_t row, int32_t rows, int32_t worker) {
       const int32_t* acc = AccRow(layer.gate_up, row);
-      ops_.swiglu({.gate = acc,
-                   .up = acc + m_.intermediate_size,
-                   .acc_stride = AccStride(layer.gate_up.outputs),
-                   .tokens = rows,
-                   .channels = m_.intermediate_size,
-                   .gate_requantize = layer.gate,
-                   .up_requantize = layer.up,
-                   .sigmoid_multiplier = layer.sigmoid_multiplier,
-                   .sigmoid_shift = layer.sigmoid_shift,
-                   .product_shift = layer.product_shift,
-                   .hadamard_block = m_.down_hadamard_block,
-                   .out_requantize = layer.down_in,
-                   .out = Rows(s_.activated, row, layer.down_in_wide),
-                   .scratch = s_.swiglu + static_cast<size_t>(worker) * s_.swiglu_stride});
+      SwiGlu(layer, acc, acc + m_.intermediate_size, AccStride(layer.gate_up.outputs), row, rows, 0,
+             m_.intermediate_size, worker);
     });
+  }
+
+  // Columns are blocks of channels.
+  void GateUpTiles(const LlamaLayer& layer) {
+    const int32_t block = TileChannels(m_);
+    const auto stride = static_cast<size_t>(2 * block);
+    ParallelTiles(CeilDiv(m_.intermediate_size, block), [&](int32_t column, const Tile& tile) {
+      const int32_t begin = column * block, end = Min(begin + block, m_.intermediate_size);
+      const ActivationPlanes x = Rows(s_.normed, tile.row, layer.mlp_norm.wide);
+      LinearBlock(layer.gate_up, x, tile.rows, begin, end, tile.acc, stride);
+      LinearBlock(layer.gate_up, x, tile.rows, m_.intermediate_size + begin,
+                  m_.intermediate_size + end, tile.acc + block, stride);
+      SwiGlu(layer, tile.acc, tile.acc + block, stride, tile.row, tile.rows, begin, end - begin,
+             tile.worker);
+    });
+  }
+
+  // Channels [first, first + channels) of some rows.
+  void SwiGlu(const LlamaLayer& layer, const int32_t* gate, const int32_t* up, size_t acc_stride,
+              int32_t row, int32_t rows, int32_t first, int32_t channels, int32_t worker) {
+    ActivationPlanes out = Rows(s_.activated, row, layer.down_in_wide);
+    out.hi += first;
+    if (out.lo != nullptr) out.lo += first;
+    ops_.swiglu({.gate = gate,
+                 .up = up,
+                 .acc_stride = acc_stride,
+                 .tokens = rows,
+                 .channels = channels,
+                 .gate_requantize = Channels(layer.gate, first),
+                 .up_requantize = Channels(layer.up, first),
+                 .sigmoid_multiplier = layer.sigmoid_multiplier,
+                 .sigmoid_shift = layer.sigmoid_shift,
+                 .product_shift = layer.product_shift,
+                 .hadamard_block = m_.down_hadamard_block,
+                 .out_requantize = Channels(layer.down_in, first),
+                 .out = out,
+                 .scratch = s_.swiglu + static_cast<size_t>(worker) * s_.swiglu_stride});
   }
 
   void Head(int32_t* logits) {
@@ -349,21 +494,26 @@ class Step {
       Norm(m_.final_norm, s_.wanted_rows[index], 1, Rows(s_.head_in, index, m_.final_norm.wide));
     });
     const size_t acc_stride = AccStride(m_.vocab_size);
-    ParallelColumns(
-        wanted_, m_.vocab_size, [&](int32_t row, int32_t rows, int32_t begin, int32_t end) {
-          int32_t* acc = s_.head_acc + static_cast<size_t>(row) * acc_stride;
-          LinearBlock(m_.head, Rows(s_.head_in, row, m_.final_norm.wide), rows, begin, end, acc);
-          ops_.logits({.acc = acc,
-                       .acc_stride = acc_stride,
-                       .tokens = rows,
-                       .column_begin = begin,
-                       .column_end = end,
-                       .requantize = m_.head_requantize,
-                       .logits = logits + static_cast<size_t>(row) * m_.vocab_size,
-                       .logits_stride = static_cast<size_t>(m_.vocab_size)});
-        });
+    ParallelColumns(wanted_, m_.vocab_size,
+                    [&](int32_t row, int32_t rows, int32_t begin, int32_t end) {
+                      int32_t* acc = s_.head_acc + static_cast<size_t>(row) * acc_stride;
+                      LinearBlock(m_.head, Rows(s_.head_in, row, m_.final_norm.wide), rows, begin,
+                                  end, acc + begin, acc_stride);
+                      ops_.logits({.acc = acc,
+                                   .acc_stride = acc_stride,
+                                   .tokens = rows,
+                                   .column_begin = begin,
+                                   .column_end = end,
+                                   .requantize = m_.head_requantize,
+                                   .logits = logits + static_cast<size_t>(row) * m_.vocab_size,
+                                   .logits_stride = static_cast<size_t>(m_.vocab_size)});
+                    });
   }
 
+  int32_t Group() const { return m_.num_attention_heads / m_.num_key_value_heads; }
+  bool FitsTile(const LlamaLinear& linear) const {
+    return int64_t{linear.outputs} * linear.depth <= kTileWeightBytes;
+  }
   int32_t* ResidualRow(int32_t row) {
     return s_.h + static_cast<size_t>(row) * static_cast<size_t>(m_.hidden_size);
   }
@@ -381,6 +531,8 @@ class Step {
   int32_t tokens_ = 0;  // of all chunks
   int32_t wanted_ = 0;  // logit rows
   int32_t num_segments_ = 0;
+  int32_t num_tiles_ = 0;
+  bool by_tiles_ = false;
   bool whole_chunks_ = true;  // no chunk has more than one segment
 };
 
@@ -425,6 +577,9 @@ size_t LayOutLlamaScratch(const LlamaModel& model, const LlamaStepLimits& limits
   s.attention = carver.Take<int8_t>(workers, s.attention_stride);
   s.swiglu_stride = static_cast<size_t>(RoundUp(model.intermediate_size, 16));
   s.swiglu = carver.Take<int32_t>(workers, s.swiglu_stride);
+  s.tile_segments = carver.Take<int32_t>(tokens / kTileTokens + 2, 1);
+  s.tile_stride = static_cast<size_t>(TileColumns(model));
+  s.tile_acc = carver.Take<int32_t>(workers * kTileTokens, s.tile_stride);
   *scratch = s;
   return carver.used();
 }

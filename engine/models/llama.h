@@ -10,6 +10,10 @@
 //   h         -> rms_norm -> normed    -> linear gate_up -> acc -> swiglu -> activated
 //   activated -> linear down_proj      -> acc -> residual_add -> h
 // At the end only rows whose logits are wanted pass through the last norm and the head.
+//
+// A step of many tokens works in tiles of kTileTokens rows instead: each linear layer is followed
+// at once by what consumes its accumulators, while they and the weights are in the core's cache,
+// and acc never exists as a whole.
 #pragma once
 
 #include <cstddef>
@@ -98,6 +102,27 @@ struct LlamaChunk {
   int32_t num_logits = 0;
 };
 
+// Parts of a step, for whoever wants to know where its time goes.
+enum class StepPart : int32_t {
+  kEmbed,
+  kQkv,
+  kAttention,
+  kO,
+  kGateUp,
+  kSwiGlu,
+  kDown,
+  kAddNorm,
+  kHead,
+  kNumParts
+};
+
+// Time of each part as the calling thread, which waits for all workers, sees it. In a step by tiles
+// kQkv, kO, kGateUp and kDown contain what follows the product.
+struct StepClock {
+  int64_t (*now)() = nullptr;  // any unit
+  int64_t taken[static_cast<int>(StepPart::kNumParts)] = {};
+};
+
 // Runs task(argument, index, worker) for index in [0, tasks), worker in [0, workers), and returns
 // when all are done. Each worker number is in use by one thread at a time. What a task wrote is
 // visible to tasks of the next run.
@@ -107,6 +132,7 @@ struct ParallelHook {
               void* argument) = nullptr;
   void* context = nullptr;
   int32_t workers = 1;
+  StepClock* clock = nullptr;
 };
 
 // Largest step that the scratch is made for.
@@ -124,6 +150,8 @@ struct LlamaSegment {
   int32_t count = 0;
   int32_t row = 0;  // of the flat batch
 };
+
+inline constexpr int32_t kTileTokens = 64;
 
 // Working memory of one step. T = max_tokens, R = max_logits; strides are in elements.
 struct LlamaScratch {
@@ -145,7 +173,10 @@ struct LlamaScratch {
   size_t attention_stride = 0;
   int32_t* swiglu = nullptr;  // [workers][swiglu_stride]
   size_t swiglu_stride = 0;
-  int32_t segment_tokens = 1;  // most tokens of a segment
+  int32_t* tile_segments = nullptr;  // [tiles + 1] first segment of each tile
+  int32_t* tile_acc = nullptr;       // [workers][kTileTokens][tile_stride]
+  size_t tile_stride = 0;            // 0: this model's shapes do not work in tiles
+  int32_t segment_tokens = 1;        // most tokens of a segment
 };
 
 // Lays the scratch out from `memory` (64-byte aligned and zero) and returns its size in bytes; with

@@ -100,7 +100,9 @@ FIXPOINT_INLINE __m512i LoadBias(const LinearArgs& args, int32_t column) {
 
 FIXPOINT_INLINE void StoreRow(const LinearArgs& args, int32_t token, int32_t column,
                               __m512i value) {
-  _mm512_storeu_si512(args.acc + static_cast<size_t>(token) * args.acc_stride + column, value);
+  _mm512_storeu_si512(
+      args.acc + static_cast<size_t>(token) * args.acc_stride + (column - args.output_begin),
+      value);
 }
 
 // One tile of an int8 site: `rows` tokens from `token`.

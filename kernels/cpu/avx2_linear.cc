@@ -74,7 +74,8 @@ void StoreToken(const Work& work, int32_t token, int32_t panel, const int32_t* h
                 const int32_t* low) {
   const LinearArgs& args = *work.args;
   const int32_t column = panel * kPanel;
-  int32_t* acc = args.acc + static_cast<size_t>(token) * args.acc_stride + column;
+  int32_t* acc =
+      args.acc + static_cast<size_t>(token) * args.acc_stride + (column - args.output_begin);
   for (int32_t c = 0; c < kPanel && column + c < args.output_end; ++c) {
     const int32_t bias = args.bias == nullptr ? 0 : args.bias[column + c];
     acc[c] = bias + high[c] + (low == nullptr ? 0 : RoundShift(low[c], 8));

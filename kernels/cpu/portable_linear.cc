@@ -69,8 +69,8 @@ void LinearBlock(const Block& block) {
   std::memset(sums, 0, sizeof(sums));
   SumBlock(block, sums);
   for (int32_t t = 0; t < block.tokens; ++t) {
-    int32_t* acc =
-        args.acc + static_cast<size_t>(block.first_token + t) * args.acc_stride + block.column;
+    int32_t* acc = args.acc + static_cast<size_t>(block.first_token + t) * args.acc_stride +
+                   (block.column - args.output_begin);
     const int32_t* high = sums[t * block.planes];
     for (int32_t c = 0; c < block.columns; ++c) {
       const int32_t bias = args.bias == nullptr ? 0 : args.bias[block.column + c];

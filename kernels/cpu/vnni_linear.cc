@@ -114,7 +114,8 @@ FIXPOINT_INLINE void Block(const Work& work, int32_t row, int32_t panel,
     if (work.planes == 1) {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        _mm512_storeu_si512(args.acc + static_cast<size_t>(row + r) * args.acc_stride + column,
+        _mm512_storeu_si512(args.acc + static_cast<size_t>(row + r) * args.acc_stride +
+                                (column - args.output_begin),
                             _mm512_add_epi32(acc[r][p], bias));
       }
     } else if constexpr (kRows % 2 == 0) {
@@ -122,9 +123,9 @@ FIXPOINT_INLINE void Block(const Work& work, int32_t row, int32_t panel,
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; r += 2) {
         const __m512i sum = _mm512_add_epi32(acc[r][p], round(acc[r + 1][p]));
-        _mm512_storeu_si512(
-            args.acc + static_cast<size_t>((row + r) / 2) * args.acc_stride + column,
-            _mm512_add_epi32(sum, bias));
+        _mm512_storeu_si512(args.acc + static_cast<size_t>((row + r) / 2) * args.acc_stride +
+                                (column - args.output_begin),
+                            _mm512_add_epi32(sum, bias));
       }
     }
   }

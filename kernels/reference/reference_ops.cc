@@ -35,7 +35,7 @@ void Linear(const LinearArgs& args) {
       int32_t acc = args.bias == nullptr ? 0 : args.bias[c];
       acc += Dot(args.x.hi + row, w, args.depth);
       if (args.x.lo != nullptr) acc += RoundShift(Dot(args.x.lo + row, w, args.depth), 8);
-      args.acc[static_cast<size_t>(t) * args.acc_stride + c] = acc;
+      args.acc[static_cast<size_t>(t) * args.acc_stride + (c - args.output_begin)] = acc;
     }
   }
 }
