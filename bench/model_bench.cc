@@ -4,7 +4,7 @@
 // the same run.
 //
 //   model_bench BUNDLE [--threads N] [--prefill 512] [--decode 64] [--batch 1] [--repeat 5]
-//   [--json]
+//   [--profile] [--json]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -75,15 +75,60 @@ double StreamingBandwidth(ThreadPool& pool) {
 struct Options {
   std::string bundle;
   int threads = 0, prefill = 512, decode = 64, batch = 1, repeat = 5;
-  bool json = false;
+  bool json = false, profile = false;
 };
+
+// Multiplications for one token and bytes of weights of each linear part of a step.
+struct PartWork {
+  double weights = 0;
+  double tokens = 0;  // that pass through it in prefill
+};
+
+std::vector<PartWork> Work(const IntegerModel& model, const Options& o) {
+  std::vector<PartWork> work(static_cast<size_t>(StepPart::kNumParts));
+  const auto add = [&](StepPart part, const LinearWeights& linear, double tokens) {
+    PartWork& w = work[static_cast<size_t>(part)];
+    w.weights += static_cast<double>(linear.weights.size());
+    w.tokens = tokens;
+  };
+  const double tokens = static_cast<double>(o.prefill) * o.batch;
+  for (const ModelLayer& l : model.layers) {
+    add(StepPart::kQkv, l.qkv, tokens);
+    add(StepPart::kO, l.o_proj, tokens);
+    add(StepPart::kGateUp, l.gate_up, tokens);
+    add(StepPart::kDown, l.down_proj, tokens);
+  }
+  add(StepPart::kHead, model.head, o.batch);
+  return work;
+}
+
+// Where the time went. int16 inputs are counted as int8.
+void PrintProfile(const char* phase, const StepClock& clock, const std::vector<PartWork>& work,
+                  bool prefill, int calls) {
+  double all = 0;
+  for (int i = 0; i < static_cast<int>(StepPart::kNumParts); ++i)
+    all += static_cast<double>(clock.taken[i]);
+  std::printf("%s, ms for each run\n", phase);
+  for (int i = 0; i < static_cast<int>(StepPart::kNumParts); ++i) {
+    const double ns = static_cast<double>(clock.taken[i]);
+    if (ns == 0) continue;
+    const PartWork& w = work[static_cast<size_t>(i)];
+    std::printf("  %-10s %9.3f  %5.1f %%", StepPartName(static_cast<StepPart>(i)), ns / 1e6 / calls,
+                100 * ns / all);
+    if (w.weights > 0 && prefill)
+      std::printf("  %8.3f TOPS", 2 * w.weights * w.tokens * calls / ns / 1e3);
+    if (w.weights > 0 && !prefill) std::printf("  %8.2f GB/s", w.weights * calls / ns);
+    std::printf("\n");
+  }
+}
 
 struct Figures {
   double prefill_tokens_per_s = 0, decode_tokens_per_s = 0, step_ms = 0;
+  StepClock between;  // prefill and decode
 };
 
 // `batch` sequences of `prefill` tokens each, then `decode` steps of one token each.
-absl::StatusOr<Figures> RunOnce(Executor& executor, const Options& o) {
+absl::StatusOr<Figures> RunOnce(CpuExecutor& executor, const Options& o) {
   const int32_t vocab = executor.limits().vocab_size;
   const int32_t blocks = (o.prefill + o.decode + kKvBlockTokens - 1) / kKvBlockTokens;
   if (blocks * o.batch > executor.limits().num_blocks) {
@@ -115,6 +160,7 @@ absl::StatusOr<Figures> RunOnce(Executor& executor, const Options& o) {
     }
   }
   figures.prefill_tokens_per_s = o.prefill * o.batch / (Seconds() - start);
+  figures.between = executor.clock();
   const int32_t zero = 0;
   std::vector<int32_t> next(static_cast<size_t>(o.batch), 1);
   const double decode_start = Seconds();
@@ -140,10 +186,12 @@ absl::Status Main(const Options& o) {
   absl::StatusOr<Bundle> bundle = ReadBundle(o.bundle);
   if (!bundle.ok()) return bundle.status();
   const double weight_bytes = WeightBytes(bundle->model);
+  const std::vector<PartWork> work = Work(bundle->model, o);
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Create(bundle->tokenizer);
   if (!tokenizer.ok()) return tokenizer.status();
   CpuExecutorOptions options;
   options.threads = o.threads;
+  options.profile = o.profile;
   options.max_step_logits = std::max(64, o.batch);
   absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
       CpuExecutor::Create(std::move(bundle->model), options);
@@ -155,13 +203,19 @@ absl::Status Main(const Options& o) {
         "golden digest differs from the bundle's: wrong results are not timed");
   }
   std::vector<double> prefill, decode, step;
+  StepClock prefill_clock, decode_clock;  // sums over the counted runs
   for (int i = 0; i < o.repeat + 1; ++i) {
+    const StepClock before = (*executor)->clock();
     absl::StatusOr<Figures> figures = RunOnce(**executor, o);
     if (!figures.ok()) return figures.status();
     if (i == 0) continue;  // warm-up
     prefill.push_back(figures->prefill_tokens_per_s);
     decode.push_back(figures->decode_tokens_per_s);
     step.push_back(figures->step_ms);
+    for (int p = 0; p < static_cast<int>(StepPart::kNumParts); ++p) {
+      prefill_clock.taken[p] += figures->between.taken[p] - before.taken[p];
+      decode_clock.taken[p] += (*executor)->clock().taken[p] - figures->between.taken[p];
+    }
   }
   ThreadPool pool((*executor)->threads());
   const double bandwidth = StreamingBandwidth(pool);
@@ -184,6 +238,10 @@ absl::Status Main(const Options& o) {
       "weights read %.1f MB a step: %.1f GB/s, %.0f %% of %.1f GB/s streaming bandwidth measured "
       "here\n",
       weight_bytes / 1e6, used, 100 * used / bandwidth, bandwidth);
+  if (o.profile) {
+    PrintProfile("prefill", prefill_clock, work, true, o.repeat);
+    PrintProfile("decode", decode_clock, work, false, o.repeat * o.decode);
+  }
   return absl::OkStatus();
 }
 
@@ -199,6 +257,7 @@ int main(int argc, char** argv) {
   app.add_option("--decode", o.decode, "steps")->check(CLI::Range(1, 100000));
   app.add_option("--batch", o.batch, "sequences")->check(CLI::Range(1, 256));
   app.add_option("--repeat", o.repeat, "counted runs")->check(CLI::Range(1, 1000));
+  app.add_flag("--profile", o.profile, "time, rate and share of each part of a step");
   app.add_flag("--json", o.json, "one line of JSON");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = fixpoint::Main(o);

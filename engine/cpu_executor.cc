@@ -3,6 +3,7 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -31,6 +32,12 @@ int32_t MaxSequenceTokens(const IntegerModel& model) {
 }
 
 int64_t BlocksFor(int64_t tokens) { return (tokens + kKvBlockTokens - 1) / kKvBlockTokens; }
+
+int64_t Nanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
 
 NarrowParams View(const NarrowRequantize& r) { return {r.multipliers.data(), r.p, r.k}; }
 WideParams View(const WideRequantize& r) { return {r.multipliers.data(), r.n}; }
@@ -115,6 +122,7 @@ absl::Status CpuExecutor::SetUp(const CpuExecutorOptions& options) {
   std::memset(scratch_memory_.data(), 0, scratch_memory_.size_bytes());
   LayOutLlamaScratch(llama_, step, scratch_memory_.as<int8_t>(), &scratch_);
   chunks_.reserve(static_cast<size_t>(limits_.max_step_tokens));
+  if (options.profile) clock_.now = &Nanoseconds;
   // Freed matrices below malloc's (growing) mmap threshold would stay in the heap.
   malloc_trim(0);
   return absl::OkStatus();
@@ -201,7 +209,8 @@ absl::Status CpuExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32_
   for (const SequenceChunk& chunk : chunks) RETURN_IF_ERROR(AddChunk(chunk, &tokens, &rows));
   if (chunks_.empty()) return absl::OkStatus();
   PrepareThread();
-  const ParallelHook hook = {&RunParallel, this, pool_.thread_count()};
+  const ParallelHook hook = {&RunParallel, this, pool_.thread_count(),
+                             clock_.now == nullptr ? nullptr : &clock_};
   LlamaForward(llama_, cache_, scratch_, hook, chunks_.data(), static_cast<int32_t>(chunks_.size()),
                logits);
   return absl::OkStatus();

@@ -27,6 +27,7 @@ struct CpuExecutorOptions {
   int32_t max_step_tokens = 512;  // [1, kMaxStepTokens]
   int32_t max_step_logits = 64;   // [1, max_step_tokens]; costs 4 bytes * vocabulary each
   const Ops* ops = nullptr;       // null: SelectOps() of kernels/cpu/dispatch.h
+  bool profile = false;           // clock the parts of each step
 };
 
 // Bytes of one KV block over all layers.
@@ -55,6 +56,9 @@ class CpuExecutor final : public Executor {
   int32_t threads() const { return pool_.thread_count(); }
   const ModelConfig& config() const { return model_.config; }
   const std::vector<int32_t>& prefix_token_ids() const { return model_.prefix_token_ids; }
+  // Nanoseconds of all steps so far; zeros without CpuExecutorOptions::profile. Not while a step
+  // runs.
+  const StepClock& clock() const { return clock_; }
 
  private:
   CpuExecutor(IntegerModel model, const Ops* ops, int32_t threads);
@@ -82,6 +86,7 @@ class CpuExecutor final : public Executor {
   LlamaKvCache cache_;
   AlignedBuffer scratch_memory_;
   LlamaScratch scratch_;
+  StepClock clock_;
   std::vector<LlamaChunk> chunks_;  // of the running step; capacity max_step_tokens
 };
 

@@ -116,6 +116,13 @@ enum class StepPart : int32_t {
   kNumParts
 };
 
+constexpr const char* StepPartName(StepPart part) {
+  constexpr const char* kNames[] = {"embed",  "qkv",  "attention", "o",   "gate_up",
+                                    "swiglu", "down", "add, norm", "head"};
+  static_assert(sizeof(kNames) / sizeof(kNames[0]) == static_cast<size_t>(StepPart::kNumParts));
+  return kNames[static_cast<int>(part)];
+}
+
 // Time of each part as the calling thread, which waits for all workers, sees it. In a step by tiles
 // kQkv, kO, kGateUp and kDown contain what follows the product.
 struct StepClock {
