@@ -177,7 +177,7 @@ TEST_P(LinearTest, LeavesOtherColumnsAlone) {
   level().pack_weights(c.weights.data(), 128, 64, 0, 128, packed.data());
   Aligned<int32_t> acc(20 * 128);
   for (size_t i = 0; i < acc.size(); ++i) acc[i] = 12345;
-  level().linear({packed.data(), 128, 64, nullptr, c.x.planes(), 20, 32, 64, acc.data(), 128});
+  level().linear({packed.data(), 128, 64, nullptr, c.x.planes(), 20, 32, 64, acc.data() + 32, 128});
   for (int32_t t = 0; t < 20; ++t) {
     for (int32_t i = 0; i < 128; ++i) {
       if (i >= 32 && i < 64) continue;

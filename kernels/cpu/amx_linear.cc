@@ -1,10 +1,8 @@
 // int8 matrix products on AMX tiles. A tile of weights (16 groups of 4 inputs x 16 outputs) is 1 KB
-// of a panel as the vnni level packs it, so both levels read the same bytes; tdpbsud multiplies
-// signed activations by the unsigned w + 128, and -128 * sum of the activations corrects that
-// (vnni_linear.cc).
+// of a panel as the vnni level packs it, so both levels read the same bytes.
 //
-// A block is two tiles of activations by two panels. int8 sites: 16 + 16 tokens. int16 sites: hi
-// and lo of 16 tokens.
+// A block is two tiles of activations by two panels. int8 sites: 16 + 16 tokens, whose results go
+// straight to memory. int16 sites: hi and lo of 16 tokens.
 #include "kernels/cpu/amx.h"
 #include "kernels/cpu/vnni.h"
 #include "kernels/cpu/vnni_common.h"
@@ -26,6 +24,9 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
+// The tile intrinsics do not tell the compiler that they read or write memory.
+FIXPOINT_INLINE void MemoryBarrier() { __asm__ volatile("" ::: "memory"); }
+
 // Tiles 0..3: accumulators [activation tile * 2 + panel]; 4, 5: activations; 6, 7: weights.
 FIXPOINT_INLINE void Configure(int32_t rows_first, int32_t rows_second) {
   TileConfig config;
@@ -44,150 +45,132 @@ FIXPOINT_INLINE void Configure(int32_t rows_first, int32_t rows_second) {
 
 struct Work {
   const LinearArgs* args;
-  const uint8_t* panels;
+  const int8_t* panels;
   size_t panel_bytes;
   int32_t tiles;  // padded depth / 64
 };
 
-// -128 * sum of the row, modulo 2^32.
-FIXPOINT_INLINE int32_t RowCorrection(const int8_t* x, int32_t tiles) {
-  __m512i sum = _mm512_setzero_si512();
-  for (int32_t i = 0; i < tiles; ++i) {
-    sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1),
-                              _mm512_loadu_si512(x + 64 * static_cast<size_t>(i)));
-  }
-  return static_cast<int32_t>(static_cast<uint32_t>(_mm512_reduce_add_epi32(sum)) * -128u);
+FIXPOINT_INLINE void LoadBias(const LinearArgs& args, int32_t column, int32_t* bias) {
+  _mm512_store_si512(
+      bias, _mm512_maskz_loadu_epi32(TailMask16(args.outputs - column), args.bias + column));
 }
 
-// Products of two activation tiles with panels [panel, panel + 2), 1 if kPair is false, into
-// out[tile * 2 + panel].
-template <bool kSecond, bool kPair>
+// Where the result tiles go: [tile of activations][panel], rows `stride` elements apart.
+struct Results {
+  int32_t* tiles[2][2];
+  size_t stride;
+};
+
+// Products of two activation tiles with panels [panel, panel + 2), 1 if kPair is false. Tiles 0 and
+// 1 start from the biases, 2 and 3 too if kBiasSecond.
+template <bool kSecond, bool kPair, bool kBiasSecond>
 FIXPOINT_INLINE void Multiply(const Work& work, const int8_t* first, const int8_t* second,
-                              int32_t panel, int32_t (*out)[kTileRows * kPanel]) {
+                              int32_t panel, const Results& out) {
   const size_t stride = work.args->x.stride;
-  const uint8_t* w = work.panels + static_cast<size_t>(panel) * work.panel_bytes;
-  _tile_zero(0);
-  if constexpr (kPair) _tile_zero(1);
-  if constexpr (kSecond) _tile_zero(2);
-  if constexpr (kSecond && kPair) _tile_zero(3);
+  const int8_t* w = work.panels + static_cast<size_t>(panel) * work.panel_bytes;
+  if (work.args->bias == nullptr) {
+    _tile_zero(0);
+    if constexpr (kPair) _tile_zero(1);
+    if constexpr (kSecond) _tile_zero(2);
+    if constexpr (kSecond && kPair) _tile_zero(3);
+  } else {
+    alignas(64) int32_t bias[2][kPanel];
+    LoadBias(*work.args, panel * kPanel, bias[0]);
+    if constexpr (kPair) LoadBias(*work.args, (panel + 1) * kPanel, bias[1]);
+    MemoryBarrier();
+    _tile_loadd(0, bias[0], 0);  // every row the same
+    if constexpr (kPair) _tile_loadd(1, bias[1], 0);
+    if constexpr (kSecond && kBiasSecond) {
+      _tile_loadd(2, bias[0], 0);
+      if constexpr (kPair) _tile_loadd(3, bias[1], 0);
+    } else if constexpr (kSecond) {
+      _tile_zero(2);
+      if constexpr (kPair) _tile_zero(3);
+    }
+  }
   for (int32_t i = 0; i < work.tiles; ++i) {
     const size_t k = static_cast<size_t>(i) * 64, at = static_cast<size_t>(i) * 1024;
     _tile_loadd(6, w + at, 64);
     _tile_stream_loadd(4, first + k, stride);
-    _tile_dpbsud(0, 4, 6);
+    _tile_dpbssd(0, 4, 6);
     if constexpr (kPair) {
       _tile_loadd(7, w + work.panel_bytes + at, 64);
-      _tile_dpbsud(1, 4, 7);
+      _tile_dpbssd(1, 4, 7);
     }
     if constexpr (kSecond) {
       _tile_stream_loadd(5, second + k, stride);
-      _tile_dpbsud(2, 5, 6);
-      if constexpr (kPair) _tile_dpbsud(3, 5, 7);
+      _tile_dpbssd(2, 5, 6);
+      if constexpr (kPair) _tile_dpbssd(3, 5, 7);
     }
   }
-  _tile_stored(0, out[0], 64);
-  if constexpr (kPair) _tile_stored(1, out[1], 64);
-  if constexpr (kSecond) _tile_stored(2, out[2], 64);
-  if constexpr (kSecond && kPair) _tile_stored(3, out[3], 64);
-  // The intrinsics do not say that they write memory.
-  __asm__ volatile("" ::: "memory");
+  const size_t row_bytes = out.stride * sizeof(int32_t);
+  _tile_stored(0, out.tiles[0][0], row_bytes);
+  if constexpr (kPair) _tile_stored(1, out.tiles[0][1], row_bytes);
+  if constexpr (kSecond) _tile_stored(2, out.tiles[1][0], row_bytes);
+  if constexpr (kSecond && kPair) _tile_stored(3, out.tiles[1][1], row_bytes);
+  MemoryBarrier();
 }
 
-FIXPOINT_INLINE __m512i LoadBias(const LinearArgs& args, int32_t column) {
-  if (args.bias == nullptr) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi32(TailMask16(args.outputs - column), args.bias + column);
+FIXPOINT_INLINE int32_t* AccAt(const LinearArgs& args, int32_t token, int32_t column) {
+  return args.acc + static_cast<size_t>(token) * args.acc_stride + (column - args.output_begin);
 }
 
-FIXPOINT_INLINE void StoreRow(const LinearArgs& args, int32_t token, int32_t column,
-                              __m512i value) {
-  _mm512_storeu_si512(
-      args.acc + static_cast<size_t>(token) * args.acc_stride + (column - args.output_begin),
-      value);
-}
-
-// One tile of an int8 site: `rows` tokens from `token`.
-FIXPOINT_INLINE void StoreTile(const LinearArgs& args, int32_t token, int32_t rows, int32_t column,
-                               const int32_t* corrections, const int32_t* tile) {
-  const __m512i bias = LoadBias(args, column);
-  for (int32_t r = 0; r < rows; ++r) {
-    const __m512i start = _mm512_add_epi32(bias, _mm512_set1_epi32(corrections[r]));
-    StoreRow(args, token + r, column,
-             _mm512_add_epi32(_mm512_load_si512(tile + r * kPanel), start));
-  }
-}
-
-// The tiles of both planes of an int16 site. Corrections of the lo plane lie kTokenChunk behind
-// those of the hi plane.
+// hi + rs(lo, 8) of `rows` tokens of an int16 site.
 FIXPOINT_INLINE void StoreWideTile(const LinearArgs& args, int32_t token, int32_t rows,
-                                   int32_t column, const int32_t* corrections, const int32_t* high,
-                                   const int32_t* low) {
-  const __m512i bias = LoadBias(args, column);
+                                   int32_t column, const int32_t* high, const int32_t* low) {
   const SafeRound round(8);
   for (int32_t r = 0; r < rows; ++r) {
-    const __m512i start = _mm512_add_epi32(bias, _mm512_set1_epi32(corrections[r]));
-    const __m512i l = _mm512_add_epi32(_mm512_load_si512(low + r * kPanel),
-                                       _mm512_set1_epi32(corrections[kTokenChunk + r]));
-    const __m512i h = _mm512_add_epi32(_mm512_load_si512(high + r * kPanel), start);
-    StoreRow(args, token + r, column, _mm512_add_epi32(h, round(l)));
+    _mm512_storeu_si512(AccAt(args, token + r, column),
+                        _mm512_add_epi32(_mm512_load_si512(high + r * kPanel),
+                                         round(_mm512_load_si512(low + r * kPanel))));
   }
 }
 
 // A block of up to 32 tokens (16 of an int16 site) against one or two panels.
 template <bool kPair>
-FIXPOINT_INLINE void Block(const Work& work, int32_t token, int32_t rows, int32_t panel,
-                           const int32_t* corrections) {
+FIXPOINT_INLINE void Block(const Work& work, int32_t token, int32_t rows, int32_t panel) {
   const LinearArgs& args = *work.args;
   const int32_t column = panel * kPanel;
   const size_t offset = static_cast<size_t>(token) * args.x.stride;
   const int8_t* x = args.x.hi + offset;
-  alignas(64) int32_t out[4][kTileRows * kPanel];
   if (args.x.lo != nullptr) {
-    Multiply<true, kPair>(work, x, args.x.lo + offset, panel, out);
-    StoreWideTile(args, token, rows, column, corrections, out[0], out[2]);
-    if (kPair) StoreWideTile(args, token, rows, column + kPanel, corrections, out[1], out[3]);
+    alignas(64) int32_t out[4][kTileRows * kPanel];
+    Multiply<true, kPair, false>(work, x, args.x.lo + offset, panel,
+                                 {{{out[0], out[1]}, {out[2], out[3]}}, kPanel});
+    StoreWideTile(args, token, rows, column, out[0], out[2]);
+    if (kPair) StoreWideTile(args, token, rows, column + kPanel, out[1], out[3]);
     return;
   }
-  const int32_t second = rows - kTileRows;
-  if (second <= 0) {
-    Multiply<false, kPair>(work, x, x, panel, out);
+  int32_t* acc = AccAt(args, token, column);
+  if (rows <= kTileRows) {
+    Multiply<false, kPair, false>(work, x, x, panel, {{{acc, acc + kPanel}, {}}, args.acc_stride});
   } else {
-    Multiply<true, kPair>(work, x, x + kTileRows * args.x.stride, panel, out);
-    StoreTile(args, token + kTileRows, second, column, corrections + kTileRows, out[2]);
-    if (kPair) {
-      StoreTile(args, token + kTileRows, second, column + kPanel, corrections + kTileRows, out[3]);
-    }
+    int32_t* second = acc + kTileRows * args.acc_stride;
+    Multiply<true, kPair, true>(
+        work, x, x + kTileRows * args.x.stride, panel,
+        {{{acc, acc + kPanel}, {second, second + kPanel}}, args.acc_stride});
   }
-  const int32_t first = second > 0 ? kTileRows : rows;
-  StoreTile(args, token, first, column, corrections, out[0]);
-  if (kPair) StoreTile(args, token, first, column + kPanel, corrections, out[1]);
 }
 
 // Tokens [token, token + count) in blocks of `step`; the tiles are configured for that.
 void Blocks(const Work& work, int32_t token, int32_t count, int32_t step, int32_t begin,
-            int32_t end, const int32_t* corrections) {
+            int32_t end) {
   for (int32_t panel = begin; panel < end; panel += 2) {
     for (int32_t t = 0; t < count; t += step) {
       if (panel + 1 < end) {
-        Block<true>(work, token + t, step, panel, corrections + t);
+        Block<true>(work, token + t, step, panel);
       } else {
-        Block<false>(work, token + t, step, panel, corrections + t);
+        Block<false>(work, token + t, step, panel);
       }
     }
   }
 }
 
 void TokenRange(const Work& work, int32_t token, int32_t count, int32_t begin, int32_t end) {
-  const LinearArgs& args = *work.args;
-  const bool wide = args.x.lo != nullptr;
-  int32_t corrections[2 * kTokenChunk];
-  for (int32_t t = 0; t < count; ++t) {
-    const size_t offset = static_cast<size_t>(token + t) * args.x.stride;
-    corrections[t] = RowCorrection(args.x.hi + offset, work.tiles);
-    if (wide) corrections[kTokenChunk + t] = RowCorrection(args.x.lo + offset, work.tiles);
-  }
+  const bool wide = work.args->x.lo != nullptr;
   const int32_t step = wide ? kTileRows : 2 * kTileRows;
   const int32_t whole = count / step * step, rest = count - whole;
-  if (whole > 0) Blocks(work, token, whole, step, begin, end, corrections);
+  if (whole > 0) Blocks(work, token, whole, step, begin, end);
   if (rest == 0) return;
   if (wide) {
     Configure(rest, rest);
@@ -196,7 +179,7 @@ void TokenRange(const Work& work, int32_t token, int32_t count, int32_t begin, i
   } else {
     Configure(rest, kTileRows);
   }
-  Blocks(work, token + whole, rest, rest, begin, end, corrections + whole);
+  Blocks(work, token + whole, rest, rest, begin, end);
   Configure(kTileRows, kTileRows);
 }
 
@@ -207,7 +190,7 @@ void ThreadInit() { Configure(kTileRows, kTileRows); }
 void Linear(const LinearArgs& args) {
   if (args.tokens < kMinTokens) return vnni::Linear(args);
   const int32_t tiles = (args.depth + 63) / 64;
-  const Work work{&args, static_cast<const uint8_t*>(args.packed),
+  const Work work{&args, static_cast<const int8_t*>(args.packed),
                   static_cast<size_t>(tiles) * 64 * kPanel, tiles};
   const int32_t begin = args.output_begin / kPanel;
   const int32_t end = (args.output_end + kPanel - 1) / kPanel;

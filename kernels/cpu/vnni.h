@@ -6,8 +6,8 @@
 namespace fixpoint::vnni {
 
 // Packed weights: panels of 16 outputs, one after the other, each a contiguous stream
-// [depth64/4][16 outputs][4 inputs] of bytes weight + 128, where depth64 is the depth rounded up
-// to 64. Padding is weight 0. See vnni_linear.cc.
+// [depth64/4][16 outputs][4 inputs] of bytes, where depth64 is the depth rounded up to 64. Padding
+// is 0. Behind the panels -128 * the sum of each output's weights, int32. See vnni_linear.cc.
 size_t PackedWeightBytes(int32_t outputs, int32_t depth);
 void PackWeights(const int8_t* weights, int32_t outputs, int32_t depth, int32_t output_begin,
                  int32_t output_end, void* packed);
