@@ -7,7 +7,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/status_macros.h"
 
@@ -20,7 +19,8 @@ constexpr uint64_t kMaxFileBytes = 1 << 20;
 absl::StatusOr<int64_t> Field(const std::string& text, absl::string_view name,
                               const std::string& path) {
   for (absl::string_view line : absl::StrSplit(text, '\n')) {
-    if (!absl::ConsumePrefix(&line, name)) continue;
+    if (line.substr(0, name.size()) != name) continue;
+    line.remove_prefix(name.size());
     const std::vector<absl::string_view> words =
         absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
     int64_t value = 0;
@@ -59,9 +59,10 @@ absl::StatusOr<int64_t> AvailableMemoryBytes(const std::string& root) {
       ReadWholeFile(absl::StrCat(root, "/proc/self/cgroup"), kMaxFileBytes);
   if (!groups.ok()) return least;
   for (absl::string_view line : absl::StrSplit(*groups, '\n')) {
-    if (!absl::ConsumePrefix(&line, "0::/")) continue;
+    constexpr absl::string_view kHierarchy = "0::/";
+    if (line.substr(0, kHierarchy.size()) != kHierarchy) continue;
     // From this process' cgroup up: a parent may be smaller.
-    std::string path(line);
+    std::string path(line.substr(kHierarchy.size()));
     while (true) {
       ASSIGN_OR_RETURN(const int64_t left,
                        CgroupBytes(absl::StrCat(root, "/sys/fs/cgroup/", path)));
