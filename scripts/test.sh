@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test: C++ (ctest), Python (pytest, real server, real model), sanitizers,
-# format and lint. About 35 minutes on 2 cores from nothing. Never gates on a timing.
+# format and lint. About 45 minutes on 2 cores from nothing. Never gates on a timing.
 #   --fast   no sanitizer build, no real model
 # FIXPOINT_DATA names a folder with dev.txt and calibration.txt (default ../shared/data/wikitext2); tests that need what is
 # not there skip aloud.
@@ -56,17 +56,20 @@ step "C++ tests"
 ctest --test-dir build/release --output-on-failure --timeout 900
 
 if [ "$fast" = 0 ]; then
+  step "build with ASan and UBSan"
+  cmake --preset asan > /dev/null
+  cmake --build build/asan
   step "C++ tests under ASan and UBSan"
-  # Without the server: its gRPC objects alone would take as long as the rest, and every parser of files is below it.
-  asan_tests=(base_test text_test bundle_test arithmetic_test linear_test ops_test attention_test engine_test grammar_test
-    dequantize_test gguf_reader_test gguf_tokenizer_test hf_checkpoint_test safetensors_reader_test tokenizer_json_test
-    checkpoint_test import_fuzz_test)
-  cmake --preset asan -DFIXPOINT_BUILD_SERVER=OFF > /dev/null
-  cmake --build build/asan --target "${asan_tests[@]}"
-  ctest --test-dir build/asan --output-on-failure --timeout 1500 \
-    --tests-regex "^($(IFS='|'; echo "${asan_tests[*]}"))\$"
+  FIXPOINT_MIXES=100 ctest --test-dir build/asan --output-on-failure --timeout 1500
+  step "engine and threads under TSan"
+  cmake --preset tsan > /dev/null
+  cmake --build build/tsan --target base_test engine_test
+  FIXPOINT_MIXES=60 FIXPOINT_SCHEDULER_RUNS=500 ctest --test-dir build/tsan --output-on-failure --timeout 1500 \
+    --tests-regex '^(base_test|engine_test)$'
 fi
 
 step "Python tests"
+# The long run under load as a short one: the ten minutes are for whoever calls pytest without this.
+export FIXPOINT_SOAK_SECONDS=${FIXPOINT_SOAK_SECONDS:-60}
 FIXPOINT_BIN=$PWD/build/release/bin "$venv/bin/python" -m pytest -q -rs tests
 step "done"
