@@ -74,40 +74,83 @@ FIXPOINT_INLINE const int8_t* StartRow(const KvHead& head, int32_t index, Row& r
   return q;
 }
 
-// Softmax numerators of 2 x 16 distances (largest - score, >= 0), as 32 words in the order of the
-// keys.
+// 2^-f in Q14 for 32 fractions f of 15 bits, shifted right by `whole` with rounding: the end of
+// ExpNegative.
+FIXPOINT_INLINE __m512i ExpWords(__m512i f, __m512i whole) {
+  // vpmulhrsw(a, b) is rs(a * b, 15).
+  __m512i p = _mm512_set1_epi16(111);
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-871));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(3922));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-11354));
+  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(16384));
+  // Half of 2^whole is 0 for whole == 0, and shifts by 16 or more give 0. p + half <= 32768 is
+  // read as unsigned.
+  const __m512i half = _mm512_srli_epi16(_mm512_sllv_epi16(_mm512_set1_epi16(1), whole), 1);
+  return _mm512_min_epu16(_mm512_srlv_epi16(_mm512_add_epi16(p, half), whole),
+                          _mm512_set1_epi16(16383));
+}
+
+// Softmax numerators of 2 x 16 scores, as 32 words in the order of vpackssdw: four of the first,
+// four of the second, and so on.
 struct Numerators {
-  explicit FIXPOINT_INLINE Numerators(const ScoreParams& params)
-      : limit(_mm512_set1_epi32(params.d_max)),
+  Numerators(const ScoreParams& params, int32_t largest)
+      : largest(_mm512_set1_epi32(largest)),
+        limit(_mm512_set1_epi32(params.d_max)),
         factor(_mm512_set1_epi32(params.c)),
         first(params.a),
         second(params.n) {}
 
-  FIXPOINT_INLINE __m512i Log2(__m512i distance) const {
-    return second(_mm512_mullo_epi32(first(_mm512_min_epi32(distance, limit)), factor));
+  FIXPOINT_INLINE __m512i Log2(__m512i score) const {
+    const __m512i distance = _mm512_min_epi32(_mm512_sub_epi32(largest, score), limit);
+    return second(_mm512_mullo_epi32(first(distance), factor));
   }
-  FIXPOINT_INLINE __m512i operator()(__m512i d0, __m512i d1) const {
-    const __m512i y0 = Log2(d0), y1 = Log2(d1);
+  FIXPOINT_INLINE __m512i operator()(__m512i s0, __m512i s1) const {
+    const __m512i y0 = Log2(s0), y1 = Log2(s1);
     const __m512i low15 = _mm512_set1_epi32(32767);
     const __m512i f = _mm512_packs_epi32(_mm512_and_si512(y0, low15), _mm512_and_si512(y1, low15));
     // y < 2^31, so its integer part is below 2^16: saturated to 32767 it still shifts everything
     // out.
     const __m512i whole = _mm512_packs_epi32(_mm512_srli_epi32(y0, 15), _mm512_srli_epi32(y1, 15));
-    // vpmulhrsw(a, b) is rs(a * b, 15).
-    __m512i p = _mm512_set1_epi16(111);
-    p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-871));
-    p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(3922));
-    p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-11354));
-    p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(16384));
-    // Half of 2^whole is 0 for whole == 0, and shifts by 16 or more give 0. p + half <= 32768 is
-    // read as unsigned.
-    const __m512i half = _mm512_srli_epi16(_mm512_sllv_epi16(_mm512_set1_epi16(1), whole), 1);
-    const __m512i e = _mm512_min_epu16(_mm512_srlv_epi16(_mm512_add_epi16(p, half), whole),
-                                       _mm512_set1_epi16(16383));
-    return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), e);
+    return ExpWords(f, whole);
   }
-  __m512i limit, factor;
+  __m512i largest, limit, factor;
   Round first, second;
+};
+
+// The same where rs(d_max, a) fits 16 bits and n <= 16, as it does in every calibrated model: the
+// product is made in 16-bit halves, for 32 scores at once.
+struct WordNumerators {
+  static bool Fits(const ScoreParams& params) {
+    return RoundShift(params.d_max, params.a) <= 65535 && params.n <= 16;
+  }
+  WordNumerators(const ScoreParams& params, int32_t largest)
+      // Half of the first shift is added here; no distance is above 2^31 - 2^15.
+      : largest(_mm512_set1_epi32(largest + (params.a > 0 ? 1 << (params.a - 1) : 0))),
+        limit(_mm512_set1_epi16(static_cast<int16_t>(RoundShift(params.d_max, params.a)))),
+        factor(_mm512_set1_epi16(static_cast<int16_t>(params.c))),
+        half(_mm512_set1_epi16(static_cast<int16_t>(1 << (params.n - 1)))),
+        first(_mm_cvtsi32_si128(params.a)),
+        second(_mm_cvtsi32_si128(params.n)),
+        second_up(_mm_cvtsi32_si128(16 - params.n)),
+        whole(_mm_cvtsi32_si128(params.n - 1)) {}
+
+  FIXPOINT_INLINE __m512i operator()(__m512i s0, __m512i s1) const {
+    const __m512i d0 = _mm512_srl_epi32(_mm512_sub_epi32(largest, s0), first);
+    const __m512i d1 = _mm512_srl_epi32(_mm512_sub_epi32(largest, s1), first);
+    // rs is monotone: the limit may come behind it.
+    const __m512i d = _mm512_min_epu16(_mm512_packus_epi32(d0, d1), limit);
+    // y = (d * c + half) >> n, of which the 15 low bits and the rest are wanted.
+    const __m512i product = _mm512_mullo_epi16(d, factor);
+    const __m512i low = _mm512_add_epi16(product, half);
+    const __m512i carry = _mm512_mulhi_epu16(d, factor);
+    const __m512i high = _mm512_mask_sub_epi16(carry, _mm512_cmplt_epu16_mask(low, product), carry,
+                                               _mm512_set1_epi16(-1));
+    const __m512i y =
+        _mm512_or_si512(_mm512_srl_epi16(low, second), _mm512_sll_epi16(high, second_up));
+    return ExpWords(_mm512_and_si512(y, _mm512_set1_epi16(32767)), _mm512_srl_epi16(high, whole));
+  }
+  __m512i largest, limit, factor, half;
+  __m128i first, second, second_up, whole;
 };
 
 FIXPOINT_INLINE void FindLargest(const int32_t* scores, Row& row) {
@@ -119,29 +162,67 @@ FIXPOINT_INLINE void FindLargest(const int32_t* scores, Row& row) {
   row.largest = _mm512_reduce_max_epi32(largest);
 }
 
+// Numerators of 64 keys in the order of Numerators, cut into byte planes in the order of the keys.
+FIXPOINT_INLINE void StorePlanes(__m512i e0, __m512i e1, uint8_t* high, uint8_t* low) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i low7 = _mm512_set1_epi16(127);
+  _mm512_store_si512(
+      high, _mm512_permutexvar_epi32(
+                order, _mm512_packus_epi16(_mm512_srli_epi16(e0, 7), _mm512_srli_epi16(e1, 7))));
+  _mm512_store_si512(
+      low, _mm512_permutexvar_epi32(
+               order, _mm512_packus_epi16(_mm512_and_si512(e0, low7), _mm512_and_si512(e1, low7))));
+}
+
+// Words of ones for the keys that exist, `left` from the first of 32 on.
+FIXPOINT_INLINE __m512i KeepWords(int32_t left) {
+  const auto ones = [](int32_t n) {
+    return _mm512_maskz_set1_epi32(n <= 0 ? __mmask16{0} : TailMask16(n), -1);
+  };
+  return _mm512_packs_epi32(ones(left), ones(left - 16));
+}
+
+// Planes of `keys` scores, zero from there up to `padded`; the sum of the numerators.
+template <typename MakeNumerators>
+FIXPOINT_INLINE uint32_t NumeratorPlanes(const MakeNumerators& numerators, const int32_t* scores,
+                                         int32_t keys, int32_t padded, uint8_t* high,
+                                         uint8_t* low) {
+  __m512i sum = _mm512_setzero_si512();
+  const auto block = [&](int32_t j, bool whole) __attribute__((always_inline)) {
+    __m512i e0 = numerators(_mm512_load_si512(scores + j), _mm512_load_si512(scores + j + 16));
+    __m512i e1 = numerators(_mm512_load_si512(scores + j + 32), _mm512_load_si512(scores + j + 48));
+    if (!whole) {
+      e0 = _mm512_and_si512(e0, KeepWords(keys - j));
+      e1 = _mm512_and_si512(e1, KeepWords(keys - j - 32));
+    }
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_add_epi16(e0, e1), _mm512_set1_epi16(1)));
+    StorePlanes(e0, e1, high + j, low + j);
+  };
+  int32_t j = 0;
+  for (; j + 64 <= keys; j += 64) block(j, true);
+  if (j < keys) {
+    block(j, false);
+    j += 64;
+  }
+  for (; j < padded; j += 64) {
+    _mm512_store_si512(high + j, _mm512_setzero_si512());
+    _mm512_store_si512(low + j, _mm512_setzero_si512());
+  }
+  // At most kMaxContext numerators below 2^14: below 2^31.
+  return static_cast<uint32_t>(_mm512_reduce_add_epi32(sum));
+}
+
 // Numerator planes of a row from its scores, zero up to `padded` keys (a multiple of 64); its
 // prefix numerators and reciprocal.
 FIXPOINT_INLINE void SoftmaxRow(const KvHead& kv_head, const int32_t* scores, int32_t padded,
                                 uint8_t* high, uint8_t* low, Row& row) {
   FindLargest(scores, row);
   const ScoreParams& params = kv_head.args.scores[row.head];
-  const Numerators numerators(params);
-  const __m512i largest = _mm512_set1_epi32(row.largest);
-  __m512i sum = _mm512_setzero_si512();
-  for (int32_t j = 0; j < padded; j += 32) {
-    const int32_t left = row.keys - j;
-    const __mmask32 mask = left >= 32 ? ~__mmask32{0} : left <= 0 ? 0 : (__mmask32{1} << left) - 1;
-    const __m512i e = _mm512_maskz_mov_epi16(
-        mask, numerators(_mm512_sub_epi32(largest, _mm512_load_si512(scores + j)),
-                         _mm512_sub_epi32(largest, _mm512_load_si512(scores + j + 16))));
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(e, _mm512_set1_epi16(1)));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(high + j),
-                       _mm512_cvtepi16_epi8(_mm512_srli_epi16(e, 7)));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(low + j),
-                       _mm512_cvtepi16_epi8(_mm512_and_si512(e, _mm512_set1_epi16(127))));
-  }
-  // At most (kMaxContext + prefix) numerators below 2^14: below 2^31 + 2^18, so unsigned.
-  uint64_t total = static_cast<uint32_t>(_mm512_reduce_add_epi32(sum));
+  uint64_t total =
+      WordNumerators::Fits(params)
+          ? NumeratorPlanes(WordNumerators(params, row.largest), scores, row.keys, padded, high,
+                            low)
+          : NumeratorPlanes(Numerators(params, row.largest), scores, row.keys, padded, high, low);
   for (int32_t j = 0; j < kv_head.args.prefix_tokens; ++j) {
     row.prefix_scores[j] = SoftmaxNumerator(row.largest - row.prefix_scores[j], params);
     total += static_cast<uint64_t>(row.prefix_scores[j]);
