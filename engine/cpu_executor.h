@@ -51,6 +51,13 @@ class CpuExecutor final : public Executor {
   // INVALID_ARGUMENT (and nothing done) for chunks that break the rules of executor.h or the
   // limits. No allocation.
   absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) override;
+  void Parallel(int32_t tasks,
+                absl::FunctionRef<void(int32_t index, int32_t worker)> task) override {
+    pool_.ParallelFor(tasks, 1, [&](int64_t index, int64_t, int worker) {
+      task(static_cast<int32_t>(index), worker);
+    });
+  }
+  int32_t workers() const override { return pool_.thread_count(); }
 
   const Ops& ops() const { return *ops_; }
   int32_t threads() const { return pool_.thread_count(); }

@@ -48,7 +48,8 @@ EngineLoop::EngineLoop(Executor* executor, const EngineOptions& options, EngineO
       vocab_size_(executor->limits().vocab_size),
       scheduler_(MakeSchedulerOptions(executor->limits(), options),
                  options.prefix_cache ? this : nullptr),
-      chooser_(vocab_size_, options.logit_fraction_bits, options.eos_ids) {
+      choosers_(static_cast<size_t>(executor->workers()),
+                TokenChooser(vocab_size_, options.logit_fraction_bits, options.eos_ids)) {
   logits_.resize(static_cast<size_t>(executor->limits().max_step_logits) *
                  static_cast<size_t>(vocab_size_));
   PublishLoad(0);
@@ -140,11 +141,8 @@ void EngineLoop::Step() {
     LoseDevice(status);
     return;
   }
-  const int32_t* logits = logits_.data();
-  for (const PlannedChunk& chunk : plan_.chunks) {
-    TakeRows(chunk, logits);
-    logits += int64_t{chunk.prompt_rows + chunk.sample_rows} * vocab_size_;
-  }
+  ChooseTokens();
+  for (Outcome& outcome : outcomes_) Settle(outcome);
   observer_->OnStep(static_cast<int32_t>(plan_.chunks.size()), plan_.tokens,
                     absl::Nanoseconds(forward_end_ns - forward_ns),
                     absl::Nanoseconds(forward_ns - start_ns + SteadyNowNs() - forward_end_ns));
@@ -212,41 +210,11 @@ void EngineLoop::BuildChunks() {
   }
 }
 
-// Chooses tokens from the rows of one chunk: of a draft's row only if all drafts before it were the
-// tokens that the model chose.
-void EngineLoop::TakeRows(const PlannedChunk& chunk, const int32_t* logits) {
-  OpenRequest& request = *open_.at(chunk.id);
-  request.tokens.resize(request.tokens.size() - static_cast<size_t>(chunk.drafts));
-  request.drafts = 0;
-  std::optional<Ending> ending = TakePromptRows(request, chunk, logits);
-  logits += int64_t{chunk.prompt_rows} * vocab_size_;
-  int32_t chosen = 0;
-  while (!ending && chosen < chunk.sample_rows) {
-    const uint64_t position = options_.prefix_token_ids.size() + request.tokens.size();
-    const int32_t token = chooser_.Choose(request, logits, position);
-    ending = TakeToken(request, token, logits);
-    logits += vocab_size_;
-    if (chosen < chunk.drafts && request.proposal[static_cast<size_t>(chosen)] != token) {
-      ++chosen;
-      break;
-    }
-    ++chosen;
-  }
-  if (chunk.drafts > 0) {
-    request.lookup.Report(chunk.drafts, chosen - 1);
-    observer_->OnDraft(chunk.drafts, chosen - 1);
-  }
-  // A chunk whose reader was too slow for its prompt's rows has chosen nothing, and ends.
-  if (chunk.sample_rows == 0 || chosen > 0) {
-    const int32_t right = std::max(0, chosen - 1);
-    scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, chosen);
-  }
-  if (ending) End(request, *std::move(ending));
-}
+namespace {
 
-std::optional<EngineLoop::Ending> EngineLoop::TakePromptRows(OpenRequest& request,
-                                                             const PlannedChunk& chunk,
-                                                             const int32_t* logits) {
+// False if the reader was too slow.
+bool PushPromptRows(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits,
+                    int64_t vocab_size, const TokenChooser& chooser) {
   for (int32_t row = 0; row < chunk.prompt_rows; ++row) {
     const int32_t next = chunk.position + chunk.prompt_row + row + 1;
     Event event;
@@ -254,39 +222,98 @@ std::optional<EngineLoop::Ending> EngineLoop::TakePromptRows(OpenRequest& reques
     event.token_id = request.tokens[static_cast<size_t>(next)];
     event.index = request.absorbed + next;
     event.cached_tokens = request.cached_tokens();
-    chooser_.Describe(logits, event.token_id, request.request.prompt_logprobs, &event);
-    if (!request.stream->PushToken(std::move(event))) return Ending{FinishReason::kCancelled};
-    logits += vocab_size_;
+    chooser.Describe(logits + row * vocab_size, event.token_id, request.request.prompt_logprobs,
+                     &event);
+    if (!request.stream->PushToken(std::move(event))) return false;
   }
-  return std::nullopt;
+  return true;
 }
 
-std::optional<EngineLoop::Ending> EngineLoop::TakeToken(OpenRequest& request, int32_t token,
-                                                        const int32_t* logits) {
-  request.tokens.push_back(token);
-  ReportToken(request);
-  if (chooser_.Ends(request.request, token))
-    return Ending{.reason = FinishReason::kStop, .stop_token_id = token};
-  TokenChooser::Note(request, token);
+// The same.
+bool PushToken(OpenRequest& request, int32_t token, const int32_t* logits,
+               const TokenChooser& chooser) {
   Event event;
   event.token_id = token;
   event.index = request.generated() - 1;
   event.cached_tokens = request.cached_tokens();
   if (request.request.top_logprobs >= 0)
-    chooser_.Describe(logits, token, request.request.top_logprobs, &event);
-  if (!request.stream->PushToken(std::move(event))) return Ending{FinishReason::kCancelled};
-  if (request.generated() == request.request.max_tokens) return Ending{FinishReason::kLength};
-  return std::nullopt;
+    chooser.Describe(logits, token, request.request.top_logprobs, &event);
+  return request.stream->PushToken(std::move(event));
 }
 
-void EngineLoop::ReportToken(OpenRequest& request) {
-  const int64_t now_ns = SteadyNowNs();
-  if (request.generated() == request.resumed + 1) {
-    observer_->OnFirstToken(absl::Nanoseconds(now_ns - request.submitted_ns));
-  } else {
-    observer_->OnToken(absl::Nanoseconds(now_ns - request.last_token_ns));
+}  // namespace
+
+void EngineLoop::ChooseTokens() {
+  outcomes_.clear();
+  const int32_t* logits = logits_.data();
+  for (const PlannedChunk& chunk : plan_.chunks) {
+    outcomes_.push_back({&chunk, logits, open_.at(chunk.id).get()});
+    logits += int64_t{chunk.prompt_rows + chunk.sample_rows} * vocab_size_;
   }
-  request.last_token_ns = now_ns;
+  executor_->Parallel(static_cast<int32_t>(outcomes_.size()), [&](int32_t index, int32_t worker) {
+    ChooseTokens(outcomes_[static_cast<size_t>(index)], choosers_[static_cast<size_t>(worker)],
+                 options_.prefix_token_ids.size());
+  });
+}
+
+// From the rows of one chunk: of a draft's row only if all drafts before it were the tokens that
+// the model chose.
+void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t prefix_tokens) {
+  const PlannedChunk& chunk = *outcome.chunk;
+  OpenRequest& request = *outcome.request;
+  const int64_t vocab_size = chooser.vocab_size();
+  request.tokens.resize(request.tokens.size() - static_cast<size_t>(chunk.drafts));
+  request.drafts = 0;
+  if (!PushPromptRows(request, chunk, outcome.logits, vocab_size, chooser)) {
+    outcome.ending = Ending{FinishReason::kCancelled};
+  }
+  const int32_t* logits = outcome.logits + chunk.prompt_rows * vocab_size;
+  while (!outcome.ending && outcome.chosen < chunk.sample_rows) {
+    const int32_t token = chooser.Choose(request, logits, prefix_tokens + request.tokens.size());
+    request.tokens.push_back(token);
+    const int32_t row = outcome.chosen++;
+    if (chooser.Ends(request.request, token)) {
+      outcome.ending = Ending{.reason = FinishReason::kStop, .stop_token_id = token};
+      return;
+    }
+    TokenChooser::Note(request, token);
+    if (!PushToken(request, token, logits, chooser)) {
+      outcome.ending = Ending{FinishReason::kCancelled};
+    } else if (request.generated() == request.request.max_tokens) {
+      outcome.ending = Ending{FinishReason::kLength};
+    }
+    if (row < chunk.drafts && request.proposal[static_cast<size_t>(row)] != token) return;
+    logits += vocab_size;
+  }
+}
+
+// Tells the scheduler and the observer.
+void EngineLoop::Settle(Outcome& outcome) {
+  const PlannedChunk& chunk = *outcome.chunk;
+  OpenRequest& request = *outcome.request;
+  ReportTokens(request, outcome.chosen);
+  if (chunk.drafts > 0) {
+    request.lookup.Report(chunk.drafts, outcome.chosen - 1);
+    observer_->OnDraft(chunk.drafts, outcome.chosen - 1);
+  }
+  // A chunk whose reader was too slow for its prompt's rows has chosen nothing, and ends.
+  if (chunk.sample_rows == 0 || outcome.chosen > 0) {
+    const int32_t right = std::max(0, outcome.chosen - 1);
+    scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, outcome.chosen);
+  }
+  if (outcome.ending) End(request, *std::move(outcome.ending));
+}
+
+void EngineLoop::ReportTokens(OpenRequest& request, int32_t chosen) {
+  const int64_t now_ns = SteadyNowNs();
+  for (int32_t i = chosen; i > 0; --i) {
+    if (request.generated() - i == request.resumed) {
+      observer_->OnFirstToken(absl::Nanoseconds(now_ns - request.submitted_ns));
+    } else {
+      observer_->OnToken(absl::Nanoseconds(now_ns - request.last_token_ns));
+    }
+    request.last_token_ns = now_ns;
+  }
 }
 
 void EngineLoop::LoseDevice(const absl::Status& status) {

@@ -45,11 +45,19 @@ class EngineLoop : private TokenSource {
   void ProposeDrafts();
   void NoteChanges();
   void BuildChunks();
-  void TakeRows(const PlannedChunk& chunk, const int32_t* logits);
-  std::optional<Ending> TakePromptRows(OpenRequest& request, const PlannedChunk& chunk,
-                                       const int32_t* logits);
-  std::optional<Ending> TakeToken(OpenRequest& request, int32_t token, const int32_t* logits);
-  void ReportToken(OpenRequest& request);
+  // What became of one chunk's rows.
+  struct Outcome {
+    const PlannedChunk* chunk;
+    const int32_t* logits;  // its first row
+    OpenRequest* request;
+    int32_t chosen = 0;  // tokens
+    std::optional<Ending> ending;
+  };
+  // All chunks at once, each by one worker: touches the chunk's own request and stream only.
+  void ChooseTokens();
+  static void ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t prefix_tokens);
+  void Settle(Outcome& outcome);
+  void ReportTokens(OpenRequest& request, int32_t chosen);
 
   void LoseDevice(const absl::Status& status);
   void End(OpenRequest& request, Ending ending);
@@ -63,7 +71,7 @@ class EngineLoop : private TokenSource {
   const int32_t vocab_size_;
   std::map<SequenceId, std::unique_ptr<OpenRequest>> open_;  // in order of arrival
   Scheduler scheduler_;                                      // reads open_
-  TokenChooser chooser_;
+  std::vector<TokenChooser> choosers_;                       // of each worker
   bool lost_ = false;
 
   std::vector<std::unique_ptr<OpenRequest>> arrived_;
@@ -73,6 +81,7 @@ class EngineLoop : private TokenSource {
   // Of the running step, kept for their memory.
   StepPlan plan_;
   std::vector<SequenceChunk> chunks_;
+  std::vector<Outcome> outcomes_;
   std::vector<int32_t> rows_;  // logit indices of all chunks
   std::vector<ExpiredSequence> expired_;
   std::vector<int32_t> logits_;  // [max_step_logits][vocab_size]

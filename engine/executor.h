@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 
@@ -47,6 +48,15 @@ class Executor {
   // depends only on its own sequence's tokens: never on other chunks, the split into chunks or
   // threads. Called by one thread only (the engine thread). An error means that the device is lost.
   virtual absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) = 0;
+
+  // Runs task(index, worker) for index in [0, tasks), worker in [0, workers()), and returns when
+  // all are done: the executor's threads, lent to the engine thread between two steps. A worker
+  // number is in use by one thread at a time.
+  virtual void Parallel(int32_t tasks,
+                        absl::FunctionRef<void(int32_t index, int32_t worker)> task) {
+    for (int32_t i = 0; i < tasks; ++i) task(i, 0);
+  }
+  virtual int32_t workers() const { return 1; }
 };
 
 }  // namespace fixpoint

@@ -107,25 +107,60 @@ int32_t ShortestPrefix(SampleCandidate* candidates, int32_t count, uint64_t targ
   return low;
 }
 
+// Tokens by the bit width of their weight. Weights fall with the logits, so the tokens of a larger
+// width come before all of a smaller one, and only the width that holds a border must be sorted.
+// Width 0 is weight zero: such a token changes no sum and is never drawn.
+struct Widths {
+  static constexpr int32_t kCount = 33;
+  int32_t counts[kCount] = {};
+  uint64_t sums[kCount] = {};
+
+  Widths(const uint32_t* weights, int32_t vocab_size) {
+    for (int32_t id = 0; id < vocab_size; ++id) {
+      const int width = std::bit_width(weights[id]);
+      ++counts[width];
+      sums[width] += weights[id];
+    }
+  }
+};
+
+// The tokens of one width.
+int32_t Gather(const int32_t* logits, int32_t vocab_size, int32_t width, const SamplerScratch& s) {
+  int32_t count = 0;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    if (static_cast<int32_t>(std::bit_width(s.weights[id])) == width)
+      s.candidates[count++] = {logits[id], id};
+  }
+  return count;
+}
+
 Kept ApplyTopKAndTopP(const int32_t* logits, int32_t vocab_size, const SamplingParams& params,
                       const SamplerScratch& s) {
   Kept kept;
-  // A token of weight zero changes no sum and is never drawn.
-  int32_t count = 0;
-  for (int32_t id = 0; id < vocab_size; ++id) {
-    if (s.weights[id] != 0) s.candidates[count++] = {logits[id], id};
-  }
-  if (params.top_k > 0 && params.top_k < count) {
-    std::nth_element(s.candidates, s.candidates + params.top_k - 1, s.candidates + count,
-                     FallingOrder());
-    count = params.top_k;
-    kept.last = s.candidates[count - 1];
+  Widths widths(s.weights, vocab_size);
+  int32_t gathered = 0;  // width of the candidates in s, 0: none yet
+  if (params.top_k > 0) {
+    int32_t left = params.top_k, width = Widths::kCount - 1;
+    for (; width > 0 && widths.counts[width] < left; --width) left -= widths.counts[width];
+    if (width > 0) {  // else there are fewer tokens than top_k
+      const int32_t count = Gather(logits, vocab_size, width, s);
+      std::nth_element(s.candidates, s.candidates + left - 1, s.candidates + count, FallingOrder());
+      kept.last = s.candidates[left - 1];
+      gathered = width;
+      widths.counts[width] = left;
+      widths.sums[width] = SumWeights(s.candidates, s.candidates + left, s.weights);
+      std::fill_n(widths.sums, width, uint64_t{0});
+    }
   }
   if (params.top_p_q16 < 65536) {
-    const uint64_t sum = SumWeights(s.candidates, s.candidates + count, s.weights);
+    uint64_t sum = 0;
+    for (const uint64_t part : widths.sums) sum += part;
     using Wide = unsigned __int128;
-    const uint64_t target = static_cast<uint64_t>((Wide{sum} * params.top_p_q16 + 65535) >> 16);
-    count = ShortestPrefix(s.candidates, count, target, s.weights);
+    uint64_t target = static_cast<uint64_t>((Wide{sum} * params.top_p_q16 + 65535) >> 16);
+    int32_t width = Widths::kCount - 1;
+    for (; widths.sums[width] < target; --width) target -= widths.sums[width];
+    if (width != gathered) Gather(logits, vocab_size, width, s);
+    const int32_t count = ShortestPrefix(s.candidates, widths.counts[width], target, s.weights);
     kept.last = s.candidates[count - 1];
   }
   return kept;

@@ -16,6 +16,8 @@ class TokenChooser {
  public:
   TokenChooser(int32_t vocab_size, int32_t logit_fraction_bits, std::vector<int32_t> eos_ids);
 
+  int32_t vocab_size() const { return vocab_size_; }
+
   // The token behind the request's tokens, from its row of logits [vocab_size]. `position` is that
   // of the token in the whole context, the model's prefix included: the random numbers depend on
   // it.

@@ -8,8 +8,9 @@
 
 namespace fixpoint {
 
-// The state of one answer. Called by one thread at a time, the engine's: each call must be quick
-// (below a millisecond) and bounded in memory.
+// The state of one answer. Called by one thread at a time, the engine's or one of its workers: each
+// call must be quick (below a millisecond) and bounded in memory. Other answers' constraints are
+// called at the same time.
 class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
