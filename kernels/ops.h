@@ -70,7 +70,8 @@ struct LinearArgs {
                       // less output_begin: what lies behind output_end may be written with junk
 };
 
-// h[t][j] = rs64(int64(row[j]) * M, n): one embedding row into the residual stream.
+// h[t][j] = clamp(rs64(int64(row[j]) * M, n), +-kResidualLimit): one embedding row into the residual
+// stream.
 struct EmbedArgs {
   const int8_t* table;       // [vocab][hidden]
   WideParams requantize;     // multipliers [vocab]
@@ -190,7 +191,7 @@ struct AttentionArgs {
   void* scratch;              // attention_scratch_bytes(), 64-byte aligned, one per thread
 };
 
-// h = clamp(h + rs64(int64(acc) * M, n), +-kResidualLimit)
+// h = clamp(h + rs64(int64(acc) * M, n), +-kResidualLimit), h within the limit before
 struct ResidualAddArgs {
   const int32_t* acc;  // [tokens][acc_stride]
   size_t acc_stride;

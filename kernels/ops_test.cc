@@ -44,7 +44,7 @@ TEST_P(OpsTest, EmbedAgrees) {
     random.Fill(table, -127, 127);
     WideCase wide(random, kVocab, 2);
     const int32_t ids[] = {0, 49, 7, 7};
-    for (const int32_t n : {10, 20, 38}) {  // results stay in int32
+    for (const int32_t n : {1, 10, 20, 38}) {
       wide.n = n;
       Aligned<int32_t> expected(4 * hidden), actual(4 * hidden);
       for (size_t i = 0; i < wide.multipliers.size(); ++i) wide.multipliers[i] |= 1;

@@ -91,7 +91,8 @@ void Embed(const EmbedArgs& args) {
     int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
     const int32_t multiplier = args.requantize.multipliers[id];
     for (int32_t j = 0; j < args.hidden; ++j) {
-      h[j] = static_cast<int32_t>(Wide(row[j], multiplier, args.requantize.n));
+      h[j] = static_cast<int32_t>(
+          Clamp<int64_t>(Wide(row[j], multiplier, args.requantize.n), kResidualLimit));
     }
   }
 }

@@ -44,6 +44,30 @@ struct Round {
   __m512i half;
 };
 
+// sat16(rs(x, n)) for all x. Up to 16 the clamp comes first, at the borders of what rounds to
+// +-32767, so that x + 2^(n-1) cannot overflow.
+struct Round16 {
+  explicit FIXPOINT_INLINE Round16(int32_t n)
+      : small(n <= 16),
+        most(_mm512_set1_epi32(static_cast<int32_t>(Border(n) - (n > 0 && n <= 16 ? 1 : 0)))),
+        least(_mm512_set1_epi32(static_cast<int32_t>(-Border(n)))),
+        quick(n <= 16 ? n : 0),
+        safe(n) {}
+  // 32767 * 2^n + 2^(n-1)
+  FIXPOINT_INLINE static int64_t Border(int32_t n) {
+    if (n > 16) return 0;
+    return (int64_t{32767} << n) + (n > 0 ? int64_t{1} << (n - 1) : 0);
+  }
+  FIXPOINT_INLINE __m512i operator()(__m512i x) const {
+    if (!small) return Clamp32(safe(x), 32767);
+    return quick(_mm512_max_epi32(_mm512_min_epi32(x, most), least));
+  }
+  bool small;
+  __m512i most, least;
+  Round quick;
+  SafeRound safe;
+};
+
 // rs64(x, n) where x + 2^(n-1) fits int64.
 struct Round64 {
   explicit FIXPOINT_INLINE Round64(int32_t n)
@@ -69,10 +93,10 @@ struct VectorNarrow {
   explicit FIXPOINT_INLINE VectorNarrow(const NarrowParams& params)
       : multipliers(params.multipliers), first(params.p), second(params.k) {}
   FIXPOINT_INLINE __m512i operator()(__m512i v, int32_t channel, __mmask16 mask) const {
-    return second(Times16(Clamp32(first(v), 32767), LoadMultipliers(multipliers + channel, mask)));
+    return second(Times16(first(v), LoadMultipliers(multipliers + channel, mask)));
   }
   const int16_t* multipliers;
-  SafeRound first;
+  Round16 first;
   Round second;
 };
 
@@ -108,6 +132,28 @@ FIXPOINT_INLINE __m512i ClampWide(__m512i x, int64_t limit) {
 FIXPOINT_INLINE __m512i JoinWide(WidePair x) {
   return _mm512_mask_blend_epi32(0xaaaa, x.even, _mm512_slli_epi64(x.odd, 32));
 }
+
+// clamp(rs64(a * m, n), +-limit). With n >= 32 and |a * m| below 2^62 a result fits int32 and the
+// odd ones are shifted into their lanes at once.
+struct ScaleWide {
+  FIXPOINT_INLINE ScaleWide(int32_t n, int32_t limit)
+      : quick(n >= 32),
+        limit(limit),
+        round(n),
+        odd_shift(_mm_cvtsi32_si128(n >= 32 ? n - 32 : 0)) {}
+  FIXPOINT_INLINE __m512i operator()(__m512i a, __m512i m) const {
+    const WidePair x = MultiplyWide(a, m);
+    if (!quick) {
+      return JoinWide({ClampWide(round(x.even), limit), ClampWide(round(x.odd), limit)});
+    }
+    const __m512i odd = _mm512_sra_epi64(_mm512_add_epi64(x.odd, round.half), odd_shift);
+    return Clamp32(_mm512_mask_blend_epi32(0xaaaa, round(x.even), odd), limit);
+  }
+  bool quick;
+  int32_t limit;
+  Round64 round;
+  __m128i odd_shift;
+};
 
 }  // namespace
 }  // namespace fixpoint

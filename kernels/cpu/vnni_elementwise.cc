@@ -124,8 +124,12 @@ struct SwiGluProduct {
   Round scale;
 };
 
+// Rows that need no shift are within the limit already.
+template <bool kShifted>
 FIXPOINT_INLINE __m512i NormInput(const SafeRound& round, const int32_t* h, __mmask16 mask) {
-  return Clamp32(round(LoadInt32(h, mask)), kNormInputLimit);
+  const __m512i x = LoadInt32(h, mask);
+  if constexpr (!kShifted) return x;
+  return Clamp32(round(x), kNormInputLimit);
 }
 
 int32_t LargestMagnitude(const int32_t* h, int32_t n) {
@@ -136,10 +140,11 @@ int32_t LargestMagnitude(const int32_t* h, int32_t n) {
   return _mm512_reduce_max_epi32(largest);
 }
 
+template <bool kShifted>
 uint64_t SumOfSquares(const int32_t* h, int32_t n, const SafeRound& round) {
   __m512i sum = _mm512_setzero_si512();
   for (int32_t j = 0; j < n; j += 16) {
-    const __m512i x = NormInput(round, h + j, TailMask16(n - j));
+    const __m512i x = NormInput<kShifted>(round, h + j, TailMask16(n - j));
     const WidePair square = MultiplyWide(x, x);
     sum = _mm512_add_epi64(sum, _mm512_add_epi64(square.even, square.odd));
   }
@@ -171,10 +176,26 @@ void RotateHead(const RotateHeadsArgs& args, const int32_t* acc, const int16_t* 
   }
 }
 
+template <bool kShifted>
+void NormRow(const RmsNormArgs& args, int32_t t, const int32_t* h, int32_t input_shift) {
+  const Round last(args.k);
+  const SafeRound input(input_shift);
+  const InverseRoot root = InverseSquareRoot((args.epsilon >> (2 * input_shift)) +
+                                             SumOfSquares<kShifted>(h, args.hidden, input));
+  const __m512i inverse = _mm512_set1_epi32(static_cast<int32_t>(root.inverse));
+  const ScaleWide scale(root.shift - args.fraction_bits, 32767);
+  for (int32_t j = 0; j < args.hidden; j += 16) {
+    const __mmask16 mask = TailMask16(args.hidden - j);
+    const __m512i x = scale(NormInput<kShifted>(input, h + j, mask), inverse);
+    const __m512i v = last(Times16(x, LoadMultipliers(args.multipliers + j, mask)));
+    StoreSite(v, args.out.hi, args.out.lo, static_cast<size_t>(t) * args.out.stride + j, mask);
+  }
+}
+
 }  // namespace
 
 void Embed(const EmbedArgs& args) {
-  const Round64 round(args.requantize.n);
+  const ScaleWide scale(args.requantize.n, kResidualLimit);
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t id = args.token_ids[t];
     const int8_t* row = args.table + static_cast<size_t>(id) * args.hidden;
@@ -183,29 +204,19 @@ void Embed(const EmbedArgs& args) {
     for (int32_t j = 0; j < args.hidden; j += 16) {
       const __mmask16 mask = TailMask16(args.hidden - j);
       const __m512i x = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(mask, row + j));
-      WidePair product = MultiplyWide(x, multiplier);
-      product = {round(product.even), round(product.odd)};
-      _mm512_mask_storeu_epi32(h + j, mask, JoinWide(product));
+      _mm512_mask_storeu_epi32(h + j, mask, scale(x, multiplier));
     }
   }
 }
 
 void RmsNorm(const RmsNormArgs& args) {
-  const Round last(args.k);
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
-    const int32_t input_shift = NormInputShift(LargestMagnitude(h, args.hidden));
-    const SafeRound input(input_shift);
-    const InverseRoot root = InverseSquareRoot((args.epsilon >> (2 * input_shift)) +
-                                               SumOfSquares(h, args.hidden, input));
-    const __m512i inverse = _mm512_set1_epi32(static_cast<int32_t>(root.inverse));
-    const Round64 round(root.shift - args.fraction_bits);
-    for (int32_t j = 0; j < args.hidden; j += 16) {
-      const __mmask16 mask = TailMask16(args.hidden - j);
-      WidePair x = MultiplyWide(NormInput(input, h + j, mask), inverse);
-      x = {ClampWide(round(x.even), 32767), ClampWide(round(x.odd), 32767)};
-      const __m512i v = last(Times16(JoinWide(x), LoadMultipliers(args.multipliers + j, mask)));
-      StoreSite(v, args.out.hi, args.out.lo, static_cast<size_t>(t) * args.out.stride + j, mask);
+    const int32_t shift = NormInputShift(LargestMagnitude(h, args.hidden));
+    if (shift == 0) {
+      NormRow<false>(args, t, h, shift);
+    } else {
+      NormRow<true>(args, t, h, shift);
     }
   }
 }
@@ -236,20 +247,18 @@ void NarrowRows(const NarrowArgs& args) {
 }
 
 void ResidualAdd(const ResidualAddArgs& args) {
-  const Round64 round(args.requantize.n);
+  // |h| is within the limit, so what is added may be clamped to twice the limit beforehand.
+  static_assert(int64_t{3} * kResidualLimit < INT32_MAX);
+  const ScaleWide scale(args.requantize.n, 2 * kResidualLimit);
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* acc = args.acc + static_cast<size_t>(t) * args.acc_stride;
     int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
     for (int32_t j = 0; j < args.hidden; j += 16) {
       const __mmask16 mask = TailMask16(args.hidden - j);
-      const __m512i old = LoadInt32(h + j, mask);
-      WidePair x =
-          MultiplyWide(LoadInt32(acc + j, mask), LoadInt32(args.requantize.multipliers + j, mask));
-      const __m512i old_even = _mm512_srai_epi64(_mm512_slli_epi64(old, 32), 32);
-      const __m512i old_odd = _mm512_srai_epi64(old, 32);
-      x = {ClampWide(_mm512_add_epi64(round(x.even), old_even), kResidualLimit),
-           ClampWide(_mm512_add_epi64(round(x.odd), old_odd), kResidualLimit)};
-      _mm512_mask_storeu_epi32(h + j, mask, JoinWide(x));
+      const __m512i x =
+          scale(LoadInt32(acc + j, mask), LoadInt32(args.requantize.multipliers + j, mask));
+      _mm512_mask_storeu_epi32(
+          h + j, mask, Clamp32(_mm512_add_epi32(LoadInt32(h + j, mask), x), kResidualLimit));
     }
   }
 }
@@ -282,16 +291,15 @@ void SwiGlu(const SwiGluArgs& args) {
 }
 
 void Logits(const LogitsArgs& args) {
-  const Round64 round(args.requantize.n);
+  const ScaleWide scale(args.requantize.n, kLogitLimit);
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* acc = args.acc + static_cast<size_t>(t) * args.acc_stride;
     int32_t* logits = args.logits + static_cast<size_t>(t) * args.logits_stride;
     for (int32_t c = args.column_begin; c < args.column_end; c += 16) {
       const __mmask16 mask = TailMask16(args.column_end - c);
-      WidePair x =
-          MultiplyWide(LoadInt32(acc + c, mask), LoadInt32(args.requantize.multipliers + c, mask));
-      x = {ClampWide(round(x.even), kLogitLimit), ClampWide(round(x.odd), kLogitLimit)};
-      _mm512_mask_storeu_epi32(logits + c, mask, JoinWide(x));
+      _mm512_mask_storeu_epi32(
+          logits + c, mask,
+          scale(LoadInt32(acc + c, mask), LoadInt32(args.requantize.multipliers + c, mask)));
     }
   }
 }

@@ -46,7 +46,8 @@ void Embed(const EmbedArgs& args) {
     const int8_t* row = args.table + static_cast<size_t>(id) * args.hidden;
     int32_t* h = args.h + static_cast<size_t>(t) * args.hidden;
     for (int32_t j = 0; j < args.hidden; ++j) {
-      h[j] = static_cast<int32_t>(Wide(row[j], args.requantize.multipliers[id], args.requantize.n));
+      h[j] = static_cast<int32_t>(Clamp<int64_t>(
+          Wide(row[j], args.requantize.multipliers[id], args.requantize.n), kResidualLimit));
     }
   }
 }
