@@ -117,6 +117,46 @@ FIXPOINT_INLINE void StoreSite(__m512i v, int8_t* hi, int8_t* lo, size_t offset,
   _mm_mask_storeu_epi8(lo + offset, mask, _mm512_cvtepi32_epi8(x));
 }
 
+// The same for 64 channels, four vectors in order.
+FIXPOINT_INLINE void StoreSite64(const __m512i (&v)[4], int8_t* hi, int8_t* lo, size_t offset) {
+  // Packing takes four values of each vector in turn.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i first = _mm512_packs_epi32(v[0], v[1]), second = _mm512_packs_epi32(v[2], v[3]);
+  if (lo == nullptr) {
+    const __m512i bytes =
+        _mm512_max_epi8(_mm512_packs_epi16(first, second), _mm512_set1_epi8(-127));
+    _mm512_storeu_si512(hi + offset, _mm512_permutexvar_epi32(order, bytes));
+    return;
+  }
+  const __m512i most = _mm512_set1_epi16(kWideSiteLimit),
+                least = _mm512_set1_epi16(-kWideSiteLimit);
+  const __m512i half = _mm512_set1_epi16(128), low8 = _mm512_set1_epi16(255);
+  first = _mm512_max_epi16(_mm512_min_epi16(first, most), least);
+  second = _mm512_max_epi16(_mm512_min_epi16(second, most), least);
+  const __m512i high = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(first, half), 8),
+                                          _mm512_srai_epi16(_mm512_add_epi16(second, half), 8));
+  const __m512i low =
+      _mm512_packus_epi16(_mm512_and_si512(first, low8), _mm512_and_si512(second, low8));
+  _mm512_storeu_si512(hi + offset, _mm512_permutexvar_epi32(order, high));
+  _mm512_storeu_si512(lo + offset, _mm512_permutexvar_epi32(order, low));
+}
+
+// value(first channel, mask) of `channels` channels to a site whose row begins at `offset`.
+template <typename Value>
+FIXPOINT_INLINE void StoreRow(const Value& value, int32_t channels, int8_t* hi, int8_t* lo,
+                              size_t offset) {
+  int32_t c = 0;
+  for (; c + 64 <= channels; c += 64) {
+    const __m512i v[4] = {value(c, 0xffff), value(c + 16, 0xffff), value(c + 32, 0xffff),
+                          value(c + 48, 0xffff)};
+    StoreSite64(v, hi, lo, offset + static_cast<size_t>(c));
+  }
+  for (; c < channels; c += 16) {
+    const __mmask16 mask = TailMask16(channels - c);
+    StoreSite(value(c, mask), hi, lo, offset + static_cast<size_t>(c), mask);
+  }
+}
+
 // The 64-bit products of the even and of the odd int32 lanes with m.
 struct WidePair {
   __m512i even, odd;

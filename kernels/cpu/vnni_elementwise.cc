@@ -170,10 +170,10 @@ void RotateHead(const RotateHeadsArgs& args, const int32_t* acc, const int16_t* 
     _mm512_mask_storeu_epi32(x + half + i, mask, Clamp32(high, 32767));
   }
   if (args.hadamard) Hadamard(x, args.head_dim, args.head_dim);
-  for (int32_t i = 0; i < args.head_dim; i += 16) {
-    const __mmask16 mask = TailMask16(args.head_dim - i);
-    StoreInt8(after(LoadInt32(x + i, mask), channel + i, mask), out + i, mask);
-  }
+  const auto value = [&](int32_t i, __mmask16 mask) __attribute__((always_inline)) {
+    return after(LoadInt32(x + i, mask), channel + i, mask);
+  };
+  StoreRow(value, args.head_dim, out, nullptr, 0);
 }
 
 template <bool kShifted>
@@ -184,12 +184,11 @@ void NormRow(const RmsNormArgs& args, int32_t t, const int32_t* h, int32_t input
                                              SumOfSquares<kShifted>(h, args.hidden, input));
   const __m512i inverse = _mm512_set1_epi32(static_cast<int32_t>(root.inverse));
   const ScaleWide scale(root.shift - args.fraction_bits, 32767);
-  for (int32_t j = 0; j < args.hidden; j += 16) {
-    const __mmask16 mask = TailMask16(args.hidden - j);
+  const auto value = [&](int32_t j, __mmask16 mask) __attribute__((always_inline)) {
     const __m512i x = scale(NormInput<kShifted>(input, h + j, mask), inverse);
-    const __m512i v = last(Times16(x, LoadMultipliers(args.multipliers + j, mask)));
-    StoreSite(v, args.out.hi, args.out.lo, static_cast<size_t>(t) * args.out.stride + j, mask);
-  }
+    return last(Times16(x, LoadMultipliers(args.multipliers + j, mask)));
+  };
+  StoreRow(value, args.hidden, args.out.hi, args.out.lo, static_cast<size_t>(t) * args.out.stride);
 }
 
 }  // namespace
@@ -238,11 +237,10 @@ void NarrowRows(const NarrowArgs& args) {
   const VectorNarrow narrow(args.requantize);
   for (int32_t t = 0; t < args.tokens; ++t) {
     const int32_t* acc = args.acc + static_cast<size_t>(t) * args.acc_stride;
-    int8_t* out = args.out + static_cast<size_t>(t) * args.out_stride;
-    for (int32_t c = 0; c < args.channels; c += 16) {
-      const __mmask16 mask = TailMask16(args.channels - c);
-      StoreInt8(narrow(LoadInt32(acc + c, mask), c, mask), out + c, mask);
-    }
+    const auto value = [&](int32_t c, __mmask16 mask) __attribute__((always_inline)) {
+      return narrow(LoadInt32(acc + c, mask), c, mask);
+    };
+    StoreRow(value, args.channels, args.out, nullptr, static_cast<size_t>(t) * args.out_stride);
   }
 }
 
@@ -282,11 +280,10 @@ void SwiGlu(const SwiGluArgs& args) {
       _mm512_mask_storeu_epi32(args.scratch + d, next, Clamp32(product(b), kProductLimit));
     }
     Hadamard(args.scratch, n, args.hadamard_block);
-    for (int32_t c = 0; c < n; c += 16) {
-      const __mmask16 mask = TailMask16(n - c);
-      StoreSite(out(LoadInt32(args.scratch + c, mask), c, mask), args.out.hi, args.out.lo,
-                static_cast<size_t>(t) * args.out.stride + c, mask);
-    }
+    const auto value = [&](int32_t c, __mmask16 mask) __attribute__((always_inline)) {
+      return out(LoadInt32(args.scratch + c, mask), c, mask);
+    };
+    StoreRow(value, n, args.out.hi, args.out.lo, static_cast<size_t>(t) * args.out.stride);
   }
 }
 
