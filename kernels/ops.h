@@ -70,8 +70,8 @@ struct LinearArgs {
                       // less output_begin: what lies behind output_end may be written with junk
 };
 
-// h[t][j] = clamp(rs64(int64(row[j]) * M, n), +-kResidualLimit): one embedding row into the residual
-// stream.
+// h[t][j] = clamp(rs64(int64(row[j]) * M, n), +-kResidualLimit): one embedding row into the
+// residual stream.
 struct EmbedArgs {
   const int8_t* table;       // [vocab][hidden]
   WideParams requantize;     // multipliers [vocab]
