@@ -152,35 +152,35 @@ FIXPOINT_INLINE void Block(const Work& work, int32_t token, int32_t rows, int32_
   }
 }
 
-// Tokens [token, token + count) in blocks of `step`; the tiles are configured for that.
-void Blocks(const Work& work, int32_t token, int32_t count, int32_t step, int32_t begin,
-            int32_t end) {
-  for (int32_t panel = begin; panel < end; panel += 2) {
-    for (int32_t t = 0; t < count; t += step) {
-      if (panel + 1 < end) {
-        Block<true>(work, token + t, step, panel);
-      } else {
-        Block<false>(work, token + t, step, panel);
-      }
-    }
+// Tokens [token, token + count) in blocks of `rows`, for which the tiles are configured. The last
+// block ends with the last token and may compute tokens of the one before again.
+template <bool kPair>
+FIXPOINT_INLINE void Blocks(const Work& work, int32_t token, int32_t count, int32_t rows,
+                            int32_t panel) {
+  for (int32_t t = 0; t < count; t += rows) {
+    Block<kPair>(work, token + (t + rows <= count ? t : count - rows), rows, panel);
   }
 }
 
+// Equal blocks, so that the weights are read once.
 void TokenRange(const Work& work, int32_t token, int32_t count, int32_t begin, int32_t end) {
   const bool wide = work.args->x.lo != nullptr;
-  const int32_t step = wide ? kTileRows : 2 * kTileRows;
-  const int32_t whole = count / step * step, rest = count - whole;
-  if (whole > 0) Blocks(work, token, whole, step, begin, end);
-  if (rest == 0) return;
-  if (wide) {
-    Configure(rest, rest);
-  } else if (rest > kTileRows) {
-    Configure(kTileRows, rest - kTileRows);
-  } else {
-    Configure(rest, kTileRows);
+  const int32_t most = wide ? kTileRows : 2 * kTileRows;
+  const int32_t blocks = (count + most - 1) / most;
+  const int32_t rows = (count + blocks - 1) / blocks;
+  if (rows < most) {
+    if (wide) {
+      Configure(rows, rows);
+    } else if (rows > kTileRows) {
+      Configure(kTileRows, rows - kTileRows);
+    } else {
+      Configure(rows, kTileRows);
+    }
   }
-  Blocks(work, token + whole, rest, rest, begin, end);
-  Configure(kTileRows, kTileRows);
+  int32_t panel = begin;
+  for (; panel + 1 < end; panel += 2) Blocks<true>(work, token, count, rows, panel);
+  if (panel < end) Blocks<false>(work, token, count, rows, panel);
+  if (rows < most) Configure(kTileRows, kTileRows);
 }
 
 }  // namespace
@@ -194,9 +194,11 @@ void Linear(const LinearArgs& args) {
                   static_cast<size_t>(tiles) * 64 * kPanel, tiles};
   const int32_t begin = args.output_begin / kPanel;
   const int32_t end = (args.output_end + kPanel - 1) / kPanel;
-  for (int32_t token = 0; token < args.tokens; token += kTokenChunk) {
+  const int32_t chunks = (args.tokens + kTokenChunk - 1) / kTokenChunk;
+  const int32_t step = (args.tokens + chunks - 1) / chunks;
+  for (int32_t token = 0; token < args.tokens; token += step) {
     const int32_t left = args.tokens - token;
-    TokenRange(work, token, left < kTokenChunk ? left : kTokenChunk, begin, end);
+    TokenRange(work, token, left < step ? left : step, begin, end);
   }
 }
 
