@@ -230,9 +230,30 @@ FIXPOINT_INLINE void SoftmaxRow(const KvHead& kv_head, const int32_t* scores, in
   row.reciprocal = ReciprocalOfSum(total);
 }
 
-// 8 channels: int32 sums of the planes in, 128 * A / Z as int32 lanes out.
-FIXPOINT_INLINE __m256i Normalize(const KvHead& kv_head, const Row& row, int32_t d, __m256i high,
-                                  __m256i low) {
+// Whether 128 * high + low and what the prefix adds stay in int32, with room for a rounding.
+FIXPOINT_INLINE bool SumsFitInt32(const KvHead& kv_head, const Row& row) {
+  return int64_t{127} * 127 * 128 * row.keys +
+             int64_t{32767} * 16383 * kv_head.args.prefix_tokens <=
+         INT32_MAX - (1 << 16);
+}
+
+// rs(A, pre_shift) of 16 channels, A in int32. Its shift is at most 16 then, as Z < 2^31.
+FIXPOINT_INLINE __m512i ShortSums(const KvHead& kv_head, const Row& row, int32_t d, __m512i high,
+                                  __m512i low) {
+  __m512i a = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
+  for (int32_t j = 0; j < kv_head.args.prefix_tokens; ++j) {
+    const int16_t* v = PrefixRow(kv_head, kv_head.args.prefix_v, j) + d;
+    const __m512i value =
+        _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v)));
+    a = _mm512_add_epi32(a, _mm512_mullo_epi32(value, _mm512_set1_epi32(row.prefix_scores[j])));
+  }
+  return Round(row.reciprocal.pre_shift)(a);
+}
+
+// sat32(rs(A, pre_shift)) of 8 channels for any number of keys. The conversion saturates to -2^31
+// where the rule says -(2^31 - 1): both are far beyond the clamp that follows the product.
+FIXPOINT_INLINE __m256i LongSums(const KvHead& kv_head, const Row& row, int32_t d, __m256i high,
+                                 __m256i low) {
   __m512i a = _mm512_add_epi64(_mm512_slli_epi64(_mm512_cvtepi32_epi64(high), 7),
                                _mm512_cvtepi32_epi64(low));
   for (int32_t j = 0; j < kv_head.args.prefix_tokens; ++j) {
@@ -241,20 +262,27 @@ FIXPOINT_INLINE __m256i Normalize(const KvHead& kv_head, const Row& row, int32_t
         _mm512_cvtepi16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v)));
     a = _mm512_add_epi64(a, _mm512_mul_epi32(value, _mm512_set1_epi64(row.prefix_scores[j])));
   }
-  a = ClampWide(Round64(row.reciprocal.pre_shift)(a), 0x7fffffff);
-  a = _mm512_mul_epi32(a, _mm512_set1_epi64(row.reciprocal.reciprocal));
-  return _mm512_cvtepi64_epi32(ClampWide(Round64(row.reciprocal.post_shift)(a), 32767));
+  return _mm512_cvtsepi64_epi32(Round64(row.reciprocal.pre_shift)(a));
 }
 
+// Channels [d, d + 16) of a row from the sums of its planes.
 FIXPOINT_INLINE void StoreChannels(const KvHead& kv_head, const Row& row, int32_t d, __m512i high,
                                    __m512i low) {
   const AttentionArgs& args = kv_head.args;
-  const __m256i first =
-      Normalize(kv_head, row, d, _mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
-  const __m256i second = Normalize(kv_head, row, d + 8, _mm512_extracti64x4_epi64(high, 1),
-                                   _mm512_extracti64x4_epi64(low, 1));
+  __m512i sums;
+  if (SumsFitInt32(kv_head, row)) {
+    sums = ShortSums(kv_head, row, d, high, low);
+  } else {
+    const __m256i first =
+        LongSums(kv_head, row, d, _mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+    const __m256i second = LongSums(kv_head, row, d + 8, _mm512_extracti64x4_epi64(high, 1),
+                                    _mm512_extracti64x4_epi64(low, 1));
+    sums = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+  }
+  // 128 * A / Z; post_shift is 37 to 39.
+  const __m512i mean = ScaleWide(row.reciprocal.post_shift, 32767)(
+      sums, _mm512_set1_epi32(static_cast<int32_t>(row.reciprocal.reciprocal)));
   const int32_t channel = row.head * args.head_dim + d;
-  const __m512i mean = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
   const __m512i multipliers = LoadMultipliers(args.requantize.multipliers + channel, 0xffff);
   StoreSite(Round(args.requantize.k)(Times16(mean, multipliers)), args.out.hi, args.out.lo,
             static_cast<size_t>(row.token) * args.out.stride + channel, 0xffff);

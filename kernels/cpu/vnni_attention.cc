@@ -224,6 +224,17 @@ void WriteFourValues(const int8_t* v, size_t stride, int32_t head_dim, int8_t* o
   }
 }
 
+// One token of a group of four: its byte in each 32-bit lane of the tile.
+void WriteOneValue(const int8_t* v, int32_t head_dim, int32_t place, int8_t* out) {
+  const __mmask64 mask = __mmask64{0x1111111111111111} << place;
+  const __m128i shift = _mm_cvtsi32_si128(8 * place);
+  for (int32_t d = 0; d < head_dim; d += 16) {
+    const __m512i x = _mm512_sll_epi32(
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v + d))), shift);
+    _mm512_mask_storeu_epi8(out + static_cast<size_t>(d) * 4, mask, x);
+  }
+}
+
 void WriteKey(const int8_t* k, int32_t head_dim, int8_t* out) {
   for (int32_t d = 0; d < head_dim; d += 4) __builtin_memcpy(out + d * 16, k + d, 4);
 }
@@ -247,7 +258,7 @@ void WriteHead(const KvWriteArgs& args, int32_t head) {
     if (count == 4) {
       WriteFourValues(args.v + row, args.stride, args.head_dim, v_tile);
     } else {
-      for (size_t d = 0; d < head_dim; ++d) v_tile[d * 4 + slot % 4] = args.v[row + d];
+      WriteOneValue(args.v + row, args.head_dim, slot % 4, v_tile);
     }
     t += count;
   }
