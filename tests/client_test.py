@@ -388,22 +388,23 @@ def expect_undisturbed(results, expected):
 
 
 def test_killed_servers_lose_and_repeat_nothing(replicas):
-    """kill -9 in mid-stream, one replica after the other; each comes back before the next dies."""
+    """kill -9, one replica after the other; each comes back before the next dies. Until KILLS streams were broken in the middle."""
     count = 3
     expected = undisturbed(replicas[0], count)
-    kills = hits = turn = 0
-    while kills < KILLS:
+    kills = hits = turn = rounds = 0
+    while hits < KILLS:
+        rounds += 1
+        assert rounds <= KILLS, f"{kills} kills in {rounds - 1} rounds have hit {hits} streams: the model is too fast for this test"
         streams = Streams(replicas, count, *LONG, "--retries", "30")
         until_all = time.monotonic() + 120
         while streams.open() == count and time.monotonic() < until_all:
-            time.sleep(0.15)
+            time.sleep(0.4)  # killed more often, the streams would wait for their targets all the time
             replicas[turn].end()
             kills += 1
             replicas[turn].start()
             turn = 1 - turn
         hits += sum(tokens > 0 for tokens in expect_undisturbed(streams.join(), expected))
-    print(f"{kills} kills, {hits} streams broken in mid-stream and continued")
-    assert hits >= kills, "most kills missed: the model is too fast for this test"
+    print(f"{kills} kills in {rounds} rounds, {hits} streams broken in mid-stream and continued")
 
 
 def test_rolling_restart_is_not_seen(api, replicas):

@@ -157,16 +157,17 @@ def test_soak(tiny_bundle, api, tmp_path):
         output = run.communicate()[0]
         assert run.returncode == 0, output
         requests = json.loads((tmp_path / "soak.json").read_text())["requests"]
-        assert not requests["failed_by_code"], requests
-        assert requests["left_on_purpose"] > 0
+        warm = [(x, y) for x, y in points if SOAK_SECONDS / 3 < x < SOAK_SECONDS]
+        per_hour = slope(warm) * 3600 / 2**20
+        print(f"{requests['finished']} answers in {SOAK_SECONDS} s, {per_second:.0f} a second at most; memory {warm[0][1] / 2**20:.1f} to "
+              f"{warm[-1][1] / 2**20:.1f} MiB, slope {per_hour:.2f} MiB/h; failed: {requests['failed_by_code']}")
+        # A machine that becomes slower than it was in the first seconds is overloaded, and that is told; nothing else may fail.
+        assert set(requests["failed_by_code"]) <= {"RESOURCE_EXHAUSTED"}, requests
+        assert requests["left_on_purpose"] > 0 and requests["finished"] > 0
         idle(server)
         assert generate(stub, request(api)).ids == expected
         errors = [line for line in server.lines if line and '"level":"error"' in line]
         assert not errors, errors
-        warm = [(x, y) for x, y in points if SOAK_SECONDS / 3 < x < SOAK_SECONDS]
-        per_hour = slope(warm) * 3600 / 2**20
-        print(f"{requests['finished']} answers in {SOAK_SECONDS} s, {per_second:.0f} a second at most; memory {warm[0][1] / 2**20:.1f} to "
-              f"{warm[-1][1] / 2**20:.1f} MiB, slope {per_hour:.2f} MiB/h")
         # A slope over minutes is mostly noise of a few pages, so it is printed, and what is bounded is the growth.
         assert warm[-1][1] - warm[0][1] <= 2**20
     finally:
