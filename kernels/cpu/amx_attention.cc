@@ -6,6 +6,7 @@
 // whatever is in memory and never looked at. Few rows, and head_dims that do not fill a tile, are
 // left to the vnni level.
 #include "kernels/cpu/amx.h"
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/attention_rows.h"
 #include "kernels/cpu/vnni.h"
 
@@ -32,10 +33,10 @@ struct Scratch {
   uint8_t* low;     // [kRows][stride]
 };
 
-// The tile intrinsics do not tell the compiler that they read or write memory.
-FIXPOINT_INLINE void MemoryBarrier() { __asm__ volatile("" ::: "memory"); }
-
 struct Block {
+  // The rows are left as they are: their memory is the size of a cache.
+  FIXPOINT_INLINE Block(const AttentionArgs& args, int32_t kv_head, size_t keys)
+      : head{args, kv_head}, scratch(args.scratch, keys) {}
   KvHead head;
   Scratch scratch;
   int32_t count;   // rows
@@ -164,7 +165,7 @@ void Attention(const AttentionArgs& args) {
   if (rows < kMinRows || args.head_dim % 64 != 0) return vnni::Attention(args);
   const auto keys = static_cast<size_t>(args.position) + static_cast<size_t>(args.tokens);
   for (int32_t head = args.kv_head_begin; head < args.kv_head_end; ++head) {
-    Block block{{args, head}, Scratch(args.scratch, keys), 0, 0, {}, {}};
+    Block block(args, head, keys);
     for (int32_t row = 0; row < rows; row += kRows) {
       block.count = rows - row < kRows ? rows - row : kRows;
       AttendBlock(block, row);

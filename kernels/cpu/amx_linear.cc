@@ -4,6 +4,7 @@
 // A block is two tiles of activations by two panels. int8 sites: 16 + 16 tokens, whose results go
 // straight to memory. int16 sites: hi and lo of 16 tokens.
 #include "kernels/cpu/amx.h"
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/vnni.h"
 #include "kernels/cpu/vnni_common.h"
 
@@ -23,9 +24,6 @@ struct alignas(64) TileConfig {
   uint8_t rows[16];
 };
 static_assert(sizeof(TileConfig) == 64);
-
-// The tile intrinsics do not tell the compiler that they read or write memory.
-FIXPOINT_INLINE void MemoryBarrier() { __asm__ volatile("" ::: "memory"); }
 
 // Tiles 0..3: accumulators [activation tile * 2 + panel]; 4, 5: activations; 6, 7: weights.
 FIXPOINT_INLINE void Configure(int32_t rows_first, int32_t rows_second) {
