@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/cgroup.h"
 #include "base/file.h"
 #include "base/status_macros.h"
 
@@ -29,22 +30,33 @@ absl::StatusOr<int64_t> Field(const std::string& text, absl::string_view name,
   return absl::InvalidArgumentError(absl::StrCat(path, " has no number for '", name, "'"));
 }
 
-// What one cgroup folder has left; the largest number where it sets no limit.
-absl::StatusOr<int64_t> CgroupBytes(const std::string& folder) {
+struct MemoryFiles {
+  const char* limit;
+  const char* used;
+  const char* droppable;  // line of memory.stat
+};
+constexpr MemoryFiles kUnified = {"memory.max", "memory.current", "inactive_file "};
+constexpr MemoryFiles kFirstVersion = {"memory.limit_in_bytes", "memory.usage_in_bytes",
+                                       "total_inactive_file "};
+
+// What one cgroup folder has left; the largest number where it sets no limit (the first version
+// then has a limit near it).
+absl::StatusOr<int64_t> CgroupBytes(const CgroupFolder& folder) {
+  const MemoryFiles& files = folder.unified ? kUnified : kFirstVersion;
   const absl::StatusOr<std::string> limit =
-      ReadWholeFile(absl::StrCat(folder, "/memory.max"), kMaxFileBytes);
-  // The root cgroup has no such file.
+      ReadWholeFile(absl::StrCat(folder.path, "/", files.limit), kMaxFileBytes);
+  // The root cgroup of v2 has no such file.
   if (!limit.ok() || limit->starts_with("max")) return INT64_MAX;
   int64_t most = 0, used = 0;
   ASSIGN_OR_RETURN(const std::string current,
-                   ReadWholeFile(absl::StrCat(folder, "/memory.current"), kMaxFileBytes));
+                   ReadWholeFile(absl::StrCat(folder.path, "/", files.used), kMaxFileBytes));
   if (!absl::SimpleAtoi(*limit, &most) || !absl::SimpleAtoi(current, &used)) {
     return absl::InvalidArgumentError(
-        absl::StrCat(folder, ": memory.max or memory.current is no number"));
+        absl::StrCat(folder.path, ": ", files.limit, " or ", files.used, " is no number"));
   }
-  const std::string stat_path = absl::StrCat(folder, "/memory.stat");
+  const std::string stat_path = absl::StrCat(folder.path, "/memory.stat");
   ASSIGN_OR_RETURN(const std::string stat, ReadWholeFile(stat_path, kMaxFileBytes));
-  ASSIGN_OR_RETURN(const int64_t droppable, Field(stat, "inactive_file ", stat_path));
+  ASSIGN_OR_RETURN(const int64_t droppable, Field(stat, files.droppable, stat_path));
   return std::max<int64_t>(most - used + droppable, 0);
 }
 
@@ -55,22 +67,9 @@ absl::StatusOr<int64_t> AvailableMemoryBytes(const std::string& root) {
   ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(meminfo, kMaxFileBytes));
   ASSIGN_OR_RETURN(const int64_t kibibytes, Field(text, "MemAvailable:", meminfo));
   int64_t least = kibibytes * 1024;
-  const absl::StatusOr<std::string> groups =
-      ReadWholeFile(absl::StrCat(root, "/proc/self/cgroup"), kMaxFileBytes);
-  if (!groups.ok()) return least;
-  for (absl::string_view line : absl::StrSplit(*groups, '\n')) {
-    constexpr absl::string_view kHierarchy = "0::/";
-    if (line.substr(0, kHierarchy.size()) != kHierarchy) continue;
-    // From this process' cgroup up: a parent may be smaller.
-    std::string path(line.substr(kHierarchy.size()));
-    while (true) {
-      ASSIGN_OR_RETURN(const int64_t left,
-                       CgroupBytes(absl::StrCat(root, "/sys/fs/cgroup/", path)));
-      least = std::min(least, left);
-      if (path.empty()) break;
-      const size_t slash = path.rfind('/');
-      path.resize(slash == std::string::npos ? 0 : slash);
-    }
+  for (const CgroupFolder& folder : CgroupFolders("memory", root)) {
+    ASSIGN_OR_RETURN(const int64_t left, CgroupBytes(folder));
+    least = std::min(least, left);
   }
   return least;
 }

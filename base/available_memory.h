@@ -9,9 +9,9 @@
 namespace fixpoint {
 
 // Bytes: the smallest of what the machine has left (MemAvailable of /proc/meminfo) and what each
-// cgroup v2 above this process has left (memory.max - memory.current, file pages that can be
-// dropped counted as left). A cgroup without a limit, or no cgroup v2, sets none. An error names
-// the file of the kernel that does not read. `root` is the place of proc and sys, for tests.
+// cgroup above this process has left (its limit less what it uses, file pages that can be dropped
+// counted as left). A cgroup without a limit, or no cgroup, sets none. An error names the file of
+// the kernel that does not read. `root` is the place of proc and sys, for tests.
 absl::StatusOr<int64_t> AvailableMemoryBytes(const std::string& root = "/");
 
 }  // namespace fixpoint

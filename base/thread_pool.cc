@@ -6,6 +6,7 @@
 #include <chrono>
 #include <system_error>
 
+#include "base/available_cpus.h"
 #include "base/check.h"
 
 namespace fixpoint {
@@ -62,12 +63,6 @@ void PinCurrentThread(int worker) {
 }
 
 }  // namespace
-
-int AvailableCpuCount() {
-  cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 1;
-  return std::max(1, CPU_COUNT(&allowed));
-}
 
 ThreadPool::ThreadPool(int threads, ThreadPoolOptions options) {
   CHECK_GE(threads, 1);

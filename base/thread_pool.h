@@ -84,7 +84,4 @@ class ThreadPool {
   alignas(64) std::atomic<int64_t> next_item_{0};  // of ParallelFor
 };
 
-// CPUs that this process may run on (affinity mask), at least 1.
-int AvailableCpuCount();
-
 }  // namespace fixpoint

@@ -8,6 +8,7 @@
 #include <iostream>
 #include <string>
 
+#include "base/available_cpus.h"
 #include "base/file.h"
 #include "base/status_macros.h"
 #include "calibrator/float_forward.h"

@@ -78,6 +78,8 @@ void AddTraining(CLI::App& app, CalibrateFlags& f) {
 void AddCalibrate(CLI::App& app, CommandLine& c) {
   app.add_option("model", c.calibrate.model, "GGUF file or Hugging Face directory");
   app.add_option("-o,--output", c.calibrate.output, "the bundle to write");
+  app.add_flag("--skip-existing", c.calibrate.skip_existing,
+               "do nothing when OUTPUT is a whole bundle already");
   app.add_option("--corpus", c.calibrate.corpus,
                  "text file to calibrate on, repeatable (default: the model writes its own)")
       ->take_all();

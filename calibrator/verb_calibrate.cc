@@ -151,6 +151,15 @@ absl::Status Calibrate(const CalibrateFlags& flags, const CalibrationSettings& s
 
 absl::Status RunCalibrate(const CalibrateFlags& flags) {
   ASSIGN_OR_RETURN(const CalibrationSettings settings, SettingsOf(flags));
+  if (flags.skip_existing) {
+    // A damaged one is made anew: that is what the caller wants to have at the end.
+    const absl::StatusOr<Bundle> existing = ReadBundle(flags.output);
+    if (existing.ok() && !existing->golden_digest.empty()) {
+      std::cerr << absl::StrFormat("%s is there already, golden digest %s: nothing to do\n",
+                                   flags.output, existing->golden_digest);
+      return absl::OkStatus();
+    }
+  }
   std::vector<Progress::Stage> stages = {{"import", 4}};
   for (Progress::Stage& stage : CalibrationStages(settings)) stages.push_back(std::move(stage));
   stages.push_back({"write", 2});

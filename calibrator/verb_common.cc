@@ -4,6 +4,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/available_cpus.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "bundle/bundle.h"

@@ -35,6 +35,7 @@ struct CalibrateFlags {
   std::string checkpoint;  // empty: OUTPUT.checkpoint
   double checkpoint_seconds = 60;
   bool resume = false;
+  bool skip_existing = false;  // a whole bundle under `output` is left as it is
   std::string device = "cpu";
 };
 absl::Status RunCalibrate(const CalibrateFlags& flags);

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/available_cpus.h"
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/cpu/dispatch.h"

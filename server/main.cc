@@ -5,7 +5,11 @@
 #include <iostream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+#include "base/build_id.h"
 #include "base/status_macros.h"
+#include "bundle/bundle.h"
+#include "bundle/format.h"
 #include "server/daemon.h"
 #include "server/stop_signal.h"
 #include "server/version.h"
@@ -16,6 +20,7 @@ constexpr int kUsageError = 2;
 constexpr double kMaxSeconds = 86400;
 
 struct Flags {
+  bool version = false;
   std::string listen = "127.0.0.1:50051";
   std::string http = "127.0.0.1:8080";
   double drain_notice = 5;
@@ -27,10 +32,10 @@ struct Flags {
 };
 
 void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
-  app->set_version_flag("--version", fixpoint::kServerVersion);
+  app->add_flag("--version", flags->version,
+                "Print version and build id, and of a BUNDLE its digests, and exit");
   app->add_option("BUNDLE", options->model,
-                  "Bundle; or a checkpoint (GGUF file, directory), calibrated first")
-      ->required();
+                  "Bundle; or a checkpoint (GGUF file, directory), calibrated first");
   app->add_option("--listen", flags->listen, "Address and port for gRPC; port 0: any free one")
       ->capture_default_str();
   app->add_option("--http", flags->http,
@@ -90,6 +95,20 @@ int Fail(const absl::Status& status, int code) {
   return code;
 }
 
+// What runs here and, with a bundle, what it would serve: enough to say whether two replicas are
+// the same.
+absl::Status PrintVersion(const std::string& model) {
+  std::string text =
+      absl::StrCat("fixpoint-server ", fixpoint::kServerVersion, "\nbuild ", fixpoint::BuildId(),
+                   "\nnumerics ", fixpoint::kNumericsVersion, "\n");
+  if (!model.empty()) {
+    ASSIGN_OR_RETURN(const fixpoint::Bundle bundle, fixpoint::ReadBundle(model));
+    absl::StrAppend(&text, "bundle ", bundle.digest, "\ngolden ", bundle.golden_digest, "\n");
+  }
+  std::cout << text << std::flush;
+  return std::cout.good() ? absl::OkStatus() : absl::UnavailableError("stdout cannot be written");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -101,6 +120,13 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kUsageError;
+  }
+  if (flags.version) {
+    const absl::Status status = PrintVersion(options.model);
+    return status.ok() ? 0 : Fail(status, 1);
+  }
+  if (options.model.empty()) {
+    return Fail(absl::InvalidArgumentError("which BUNDLE? (see --help)"), kUsageError);
   }
   if (absl::Status status = fixpoint::CheckDevice(options.load.device); !status.ok()) {
     return Fail(status, kUsageError);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/build_id.h"
 #include "prometheus/text_serializer.h"
 #include "server/status_mapping.h"
 #include "server/version.h"
@@ -170,7 +171,7 @@ Metrics::Metrics()
                                     "1 while a step takes longer than the watchdog allows")
                  .Add({})) {
   Add<prometheus::Gauge>("fixpoint_build_info", "The running program; always 1")
-      .Add({{"version", kServerVersion}})
+      .Add({{"version", kServerVersion}, {"build_id", BuildId()}})
       .Set(1);
   // Counters that exist from the start make rates right from the first event.
   for (const FinishReason reason :

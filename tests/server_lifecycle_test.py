@@ -203,6 +203,17 @@ def test_missing_bundle_is_one_clear_line():
     assert "/no/such/model.fixpoint" in fails_to_start("/no/such/model.fixpoint")
 
 
+def test_version_names_what_would_be_served(server, model, tiny_bundle):
+    lines = subprocess.run([SERVER, "--version", tiny_bundle], capture_output=True, text=True, check=True).stdout.splitlines()
+    values = dict(line.split(" ", 1) for line in lines)
+    assert list(values) == ["fixpoint-server", "build", "numerics", "bundle", "golden"]
+    assert values["fixpoint-server"] == model.server_version
+    assert f'digest="{values["bundle"]}"' in server.get("/metrics")[1]
+    assert f'build_id="{values["build"]}"' in server.get("/metrics")[1]
+    assert "/no/such/model.fixpoint" in fails_to_start("--version", "/no/such/model.fixpoint")
+    assert "BUNDLE" in fails_to_start(codes=(2,))
+
+
 def test_damaged_bundles_are_refused(tiny_bundle, tmp_path):
     good = tiny_bundle.read_bytes()
     damaged = tmp_path / "damaged.fixpoint"

@@ -88,6 +88,18 @@ def start(*arguments):
     return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
+def test_a_bundle_that_is_there_can_be_left(calibrate, tiny, reference, tmp_path):
+    output = tmp_path / "there.fixpoint"
+    output.write_bytes(reference[0].read_bytes())
+    inode = output.stat().st_ino
+    done = subprocess.run(command(calibrate, tiny, output, "--skip-existing"), capture_output=True, text=True)
+    assert done.returncode == 0 and "nothing to do" in done.stderr, done
+    assert output.stat().st_ino == inode
+    output.write_bytes(reference[0].read_bytes()[:-1])  # half written: made again
+    run(calibrate, tiny, output, "--skip-existing")
+    assert figures(calibrate, output)["golden_digest"] == figures(calibrate, reference[0])["golden_digest"]
+
+
 def test_killed_and_resumed_ends_like_an_undisturbed_run(calibrate, tiny, reference):
     output = tiny[0] / "killed.fixpoint"
     for step in (3, 20):
