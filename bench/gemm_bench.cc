@@ -1,11 +1,13 @@
 // Linear layers in the shapes of SmolLM2-135M on one and two threads: time, GB/s of weights read,
-// TOPS. Takes levels as arguments (default all). Each level is compared with the reference before
-// it is timed.
+// TOPS, and the share of what the machine allows: the larger of weights / streaming bandwidth and
+// operations / register peak of the level, both measured in the same run, over the time. Takes
+// levels as arguments (default all). Each level is compared with the reference before it is timed.
 //
 // Weights of a run are taken in turn out of 96 MB of copies, as a whole model would be, so that
 // they come from memory or the last cache level and not from L2. Numbers of a shared machine jump
 // by 15%: look at medians of several runs.
 #include "bench/bench_util.h"
+#include "bench/limits.h"
 
 namespace fixpoint::bench {
 namespace {
@@ -76,8 +78,13 @@ void CheckAgainstReference(const Ops& ops, const Shape& shape) {
   }
 }
 
-void Time(const Ops& ops, const Shape& shape, const Layer& layer, int32_t tokens, bool wide,
-          int threads) {
+// Of one and of two threads.
+struct Limits {
+  double bytes_per_s[3] = {}, operations_per_s[3] = {};
+};
+
+void Time(const Ops& ops, const Limits& limits, const Shape& shape, const Layer& layer,
+          int32_t tokens, bool wide, int threads) {
   Buffer<int8_t> x(2 * tokens * RoundUp(shape.depth, 64));
   x.Fill(-127, 127, 3);
   Buffer<int32_t> acc(tokens * RoundUp(shape.outputs, kLinearAlign));
@@ -101,14 +108,24 @@ void Time(const Ops& ops, const Shape& shape, const Layer& layer, int32_t tokens
                       }
                     }) /
       static_cast<double>(calls);
-  std::printf("%-9s %-8s %6d %5s %3d %11.1f %8.1f %8.3f\n", ops.name, shape.name, tokens,
+  const double peak = limits.operations_per_s[threads];
+  const double least =
+      std::max(weight_bytes / limits.bytes_per_s[threads], peak > 0 ? operations / peak : 0);
+  std::printf("%-9s %-8s %6d %5s %3d %11.1f %8.1f %8.3f %6.0f %%\n", ops.name, shape.name, tokens,
               wide ? "int16" : "int8", threads, seconds * 1e6, weight_bytes / seconds / 1e9,
-              operations / seconds / 1e12);
+              operations / seconds / 1e12, 100 * least / seconds);
   std::fflush(stdout);
 }
 
 void RunLevel(const Ops& ops) {
   const bool slow = std::string(ops.name) == "portable";
+  Limits limits;
+  for (const int threads : {1, 2}) {
+    limits.bytes_per_s[threads] = StreamingBandwidth(threads);
+    limits.operations_per_s[threads] = MultiplyPeak(ops, threads);
+    std::printf("%-9s limits of %d threads: %.1f GB/s, %.2f TOPS\n", ops.name, threads,
+                limits.bytes_per_s[threads] / 1e9, limits.operations_per_s[threads] / 1e12);
+  }
   for (const Shape& shape : kShapes) {
     CheckAgainstReference(ops, shape);
     Buffer<int8_t> weights(static_cast<size_t>(shape.outputs) * shape.depth);
@@ -117,8 +134,8 @@ void RunLevel(const Ops& ops) {
     for (const int32_t tokens : kTokens) {
       // The head runs for the last token of a prompt only.
       if (tokens > 16 && (slow || shape.outputs > 4096)) continue;
-      for (const int threads : {1, 2}) Time(ops, shape, layer, tokens, false, threads);
-      if (shape.depth == 1536) Time(ops, shape, layer, tokens, true, 2);
+      for (const int threads : {1, 2}) Time(ops, limits, shape, layer, tokens, false, threads);
+      if (shape.depth == 1536) Time(ops, limits, shape, layer, tokens, true, 2);
     }
   }
 }
@@ -130,8 +147,8 @@ int main(int argc, char** argv) {
   using namespace fixpoint;
   const std::vector<const Ops*> levels = bench::LevelsFromArguments(argc, argv);
   std::printf("%s, %u CPUs\n", bench::CpuName().c_str(), std::thread::hardware_concurrency());
-  std::printf("%-9s %-8s %6s %5s %3s %11s %8s %8s\n", "level", "layer", "tokens", "site", "thr",
-              "us", "GB/s", "TOPS");
+  std::printf("%-9s %-8s %6s %5s %3s %11s %8s %8s %8s\n", "level", "layer", "tokens", "site", "thr",
+              "us", "GB/s", "TOPS", "limit");
   for (const Ops* ops : levels) bench::RunLevel(*ops);
   return 0;
 }

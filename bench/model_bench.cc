@@ -14,12 +14,11 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "base/aligned_buffer.h"
-#include "base/json_writer.h"
-#include "base/thread_pool.h"
+#include "bench/limits.h"
 #include "bundle/bundle.h"
 #include "engine/cpu_executor.h"
 #include "engine/golden.h"
+#include "engine/sampler.h"
 #include "text/tokenizer.h"
 
 namespace fixpoint {
@@ -42,34 +41,6 @@ double WeightBytes(const IntegerModel& model) {
                                  l.gate_up.weights.size() + l.down_proj.weights.size());
   }
   return bytes;
-}
-
-// Reads a buffer far larger than any cache as eight streams a thread, as the decode kernels do.
-// Best of five, GB/s.
-double StreamingBandwidth(ThreadPool& pool) {
-  constexpr size_t kBytes = size_t{512} << 20;
-  constexpr size_t kStreams = 8;
-  AlignedBuffer buffer(kBytes);
-  std::fill_n(buffer.as<uint64_t>(), kBytes / 8, uint64_t{1});
-  double best = 0;
-  volatile uint64_t sink = 0;
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    const double start = Seconds();
-    pool.Run([&](int index, int count) {
-      const size_t words = kBytes / 8 / static_cast<size_t>(count);
-      const uint64_t* base = buffer.as<uint64_t>() + static_cast<size_t>(index) * words;
-      const size_t stream = words / kStreams / 8 * 8;
-      uint64_t sums[8] = {};
-      for (size_t i = 0; i + 8 <= stream; i += 8) {
-        for (size_t s = 0; s < kStreams; ++s) {
-          for (size_t j = 0; j < 8; ++j) sums[j] += base[s * stream + i + j];
-        }
-      }
-      sink = sink + std::accumulate(sums, sums + 8, uint64_t{0});
-    });
-    best = std::max(best, static_cast<double>(kBytes) / (Seconds() - start) / 1e9);
-  }
-  return best;
 }
 
 struct Options {
@@ -171,10 +142,10 @@ absl::StatusOr<Figures> RunOnce(CpuExecutor& executor, const Options& o) {
           {{&next[static_cast<size_t>(s)], 1}, o.prefill + step, sequence_table(s), {&zero, 1}});
     }
     if (absl::Status status = executor.Forward(chunks, logits.data()); !status.ok()) return status;
-    for (int s = 0; s < o.batch; ++s) {
-      const int32_t* row = logits.data() + static_cast<size_t>(s) * static_cast<size_t>(vocab);
-      next[static_cast<size_t>(s)] = static_cast<int32_t>(std::max_element(row, row + vocab) - row);
-    }
+    executor.Parallel(o.batch, [&](int32_t s, int32_t) {  // as the engine chooses
+      next[static_cast<size_t>(s)] =
+          Argmax(logits.data() + static_cast<size_t>(s) * static_cast<size_t>(vocab), vocab);
+    });
   }
   const double seconds = Seconds() - decode_start;
   figures.decode_tokens_per_s = o.decode * o.batch / seconds;
@@ -217,8 +188,7 @@ absl::Status Main(const Options& o) {
       decode_clock.taken[p] += (*executor)->clock().taken[p] - figures->between.taken[p];
     }
   }
-  ThreadPool pool((*executor)->threads());
-  const double bandwidth = StreamingBandwidth(pool);
+  const double bandwidth = bench::StreamingBandwidth((*executor)->threads()) / 1e9;
   const double used = weight_bytes / 1e6 / Median(step);
   if (o.json) {
     std::printf(

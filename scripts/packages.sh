@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian 12 packages: packages.sh build|test. Does nothing, in under a second, when all are there.
+# Installs Debian 12 packages: packages.sh build|image|test (image: what docker/Dockerfile builds with). Does nothing, in under a second, when all are there.
 # Needs root or sudo. The lists are the only place where packages are named.
 set -euo pipefail
 
@@ -10,15 +10,19 @@ BUILD_PACKAGES=(
   libdnnl-dev libcli11-dev libgtest-dev libgmock-dev libbenchmark-dev zlib1g-dev
   python3 python3-pip curl ca-certificates unzip
 )
+IMAGE_PACKAGES=(
+  tini
+)
 TEST_PACKAGES=(
-  git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
+  git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils valgrind
 )
 
 packages=("${BUILD_PACKAGES[@]}")
 case "${1:-build}" in
   build) ;;
+  image) packages+=("${IMAGE_PACKAGES[@]}") ;;
   test) packages+=("${TEST_PACKAGES[@]}") ;;
-  *) echo "usage: $0 build|test" >&2; exit 2 ;;
+  *) echo "usage: $0 build|image|test" >&2; exit 2 ;;
 esac
 
 missing=()
