@@ -12,6 +12,7 @@ BUILD_PACKAGES=(
 )
 TEST_PACKAGES=(
   git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
+  prometheus prometheus-alertmanager
 )
 
 packages=("${BUILD_PACKAGES[@]}")
