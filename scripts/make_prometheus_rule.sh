@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Writes the PrometheusRule of Kubernetes from deploy/prometheus/rules: the same groups, so that there is one place to change
-# them. tests/deploy_kubernetes_test.py fails while the two differ.
+# Writes the PrometheusRule of Kubernetes from deploy/prometheus/rules, to its place or to the file that is named: the same groups,
+# so that there is one place to change them. tests/deploy_kubernetes_test.py fails while the two differ.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+output=${1:-deploy/kustomize/components/prometheus/rule.yaml}
 
 {
   cat <<'HEAD'
@@ -18,4 +19,4 @@ HEAD
   for name in recording alerts; do
     sed '1,/^groups:$/d; s/^\(.\)/  \1/' "deploy/prometheus/rules/$name.yml"
   done
-} > deploy/kustomize/components/prometheus/rule.yaml
+} > "$output"

@@ -140,6 +140,17 @@ def test_every_rule_is_evaluated_and_every_recorded_figure_is_there(stack):
         assert "alert" in rule or any(map(math.isfinite, values)), rule
 
 
+def test_the_adapter_s_query_has_an_answer(stack):
+    """What prometheus-adapter will ask for the HorizontalPodAutoscaler, with a label that is there without Kubernetes."""
+    for rule in yaml.safe_load((DEPLOY / "prometheus" / "adapter.yaml").read_text())["rules"]["custom"]:
+        series = rule["seriesQuery"].replace(',namespace!="",pod!=""', "")
+        names = {s["__name__"] for s in stack.ask("series", **{"match[]": series})}
+        assert len(names) == 3
+        for name in names:
+            query = rule["metricsQuery"].replace("<<.Series>>", name).replace("<<.LabelMatchers>>", 'job="fixpoint"')
+            assert len(stack.query(query.replace("<<.GroupBy>>", "instance"))) == 1, query
+
+
 def test_nonsense_would_be_noticed(stack):
     assert stack.query("fixpoint_no_such_metric") == []
     assert stack.query("no_such_function(up)") is None
