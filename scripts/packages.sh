@@ -12,7 +12,7 @@ BUILD_PACKAGES=(
 )
 TEST_PACKAGES=(
   git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
-  prometheus prometheus-alertmanager
+  prometheus prometheus-alertmanager systemd strace
 )
 
 packages=("${BUILD_PACKAGES[@]}")

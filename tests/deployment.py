@@ -1,8 +1,10 @@
 """What the tests of deploy/ share: tools that may be missing, free ports, processes that always end, the alert rules."""
 import contextlib
 import json
+import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -50,13 +52,14 @@ def free_ports(count):
 
 @contextlib.contextmanager
 def process(log, *command, **options):
-    """A program in the background with its output in the file `log`; killed at the end, whatever happens."""
+    """A program in the background with its output in the file `log`; it and what it started are killed at the end, whatever happens."""
     with open(log, "w") as out:
-        started = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, **options)
+        started = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, start_new_session=True, **options)
     try:
         yield started
     finally:
-        started.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
         started.wait(10)
 
 
