@@ -12,7 +12,7 @@ BUILD_PACKAGES=(
 )
 TEST_PACKAGES=(
   git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
-  prometheus prometheus-alertmanager systemd strace
+  prometheus prometheus-alertmanager systemd strace nginx-light procps
 )
 
 packages=("${BUILD_PACKAGES[@]}")
