@@ -168,6 +168,11 @@ def test_the_grace_covers_the_drain(cpu):
     assert notice > readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
 
 
+def test_the_alert_on_drains_waits_for_the_grace(cpu):
+    found = [r for g in cpu["PrometheusRule/fixpoint"]["spec"]["groups"] for r in g["rules"] if r.get("alert") == "FixpointDrainTooLong"]
+    assert [60 * int(r["for"].removesuffix("m")) > server_pod(cpu)["spec"]["terminationGracePeriodSeconds"] for r in found] == [True]
+
+
 def test_threads_are_the_cpus_requested(cpu):
     container = server_container(cpu)
     assert flag(container["args"], "threads") == container["resources"]["requests"]["cpu"]

@@ -120,6 +120,13 @@ def test_every_dashboard_expression_has_an_answer(stack):
     assert not wrong, wrong
 
 
+def test_what_the_runbook_says_to_ask_has_an_answer(stack):
+    named = re.findall(r"`([^`\n]*\([^`\n]*fixpoint_[^`\n]*)`", (ROOT / "docs" / "OPERATIONS.md").read_text())
+    assert len(named) >= 5
+    without = {expression for expression in named if not any(map(math.isfinite, stack.query(expression) or []))}
+    assert not without
+
+
 def test_dashboard_variables_have_values(stack):
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] != "query":
