@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Debian 12 packages: packages.sh build|image|test (image: what docker/Dockerfile builds with). Does nothing, in under a second, when all are there.
+# Installs Debian 12 packages: packages.sh build|image|test|e2e (image: what docker/Dockerfile builds with). Does nothing, in under a second, when all are there.
 # Needs root or sudo. The lists are the only place where packages are named.
 set -euo pipefail
 
@@ -15,6 +15,12 @@ IMAGE_PACKAGES=(
 )
 TEST_PACKAGES=(
   git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils valgrind
+  prometheus prometheus-alertmanager systemd strace nginx-light procps
+)
+# scripts/e2e.sh: containers without a Docker engine.
+E2E_PACKAGES=(
+  buildah podman runc mmdebstrap netavark aardvark-dns nftables iptables catatonit uidmap fuse-overlayfs iproute2 util-linux
+  haproxy prometheus
 )
 
 packages=("${BUILD_PACKAGES[@]}")
@@ -22,7 +28,8 @@ case "${1:-build}" in
   build) ;;
   image) packages+=("${IMAGE_PACKAGES[@]}") ;;
   test) packages+=("${TEST_PACKAGES[@]}") ;;
-  *) echo "usage: $0 build|image|test" >&2; exit 2 ;;
+  e2e) packages=("${E2E_PACKAGES[@]}") ;;
+  *) echo "usage: $0 build|image|test|e2e" >&2; exit 2 ;;
 esac
 
 missing=()
