@@ -33,11 +33,11 @@ if ! buildah inspect --type image "$base" > /dev/null 2>&1; then
   fi
 fi
 
-cache=()
+cache=(--build-arg "LANG=${LANG:-}" --build-arg "LC_ALL=${LC_ALL:-}")
 if command -v ccache > /dev/null; then
   directory=$(ccache --get-config cache_dir)
   mkdir -p "$directory"
-  cache=(--volume "$directory:/var/cache/ccache")
+  cache+=(--volume "$directory:/var/cache/ccache")
 fi
 for target in "${targets[@]}"; do
   # Docker's format: OCI's has no HEALTHCHECK. chroot: no container runtime is needed to build; the network is the host's, for apt.

@@ -147,7 +147,8 @@ TEST_F(CallLifecycleTest, CallerThatLeftFreesAllChoicesBeforeTheWireLetsGo) {
   ASSERT_TRUE(Eventually([&] { return engine_->running() == 3; }));
   call->CallerLeft();
   EXPECT_TRUE(Eventually([&] { return engine_->running() == 0; }));
-  EXPECT_FALSE(Counted("method=\"Generate\"}"));  // the call itself has not ended
+  // The call itself has not ended.
+  EXPECT_FALSE(Counted("fixpoint_calls_total{code=\"CANCELLED\",method=\"Generate\"} 1"));
   call->ready = true;
   call->Signal();
   EXPECT_TRUE(Eventually(

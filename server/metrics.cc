@@ -182,6 +182,13 @@ Metrics::Metrics()
   for (const RefusalReason reason : kRefusalReasons) {
     refused_.Add({{"reason", RefusalName(reason)}});
   }
+  for (const char* method : {"Generate", "GenerateOnce"}) {
+    for (const absl::StatusCode code :
+         {absl::StatusCode::kOk, absl::StatusCode::kResourceExhausted,
+          absl::StatusCode::kUnavailable, absl::StatusCode::kInternal}) {
+      calls_.Add({{"method", method}, {"code", CodeName(code)}});
+    }
+  }
 }
 
 void Metrics::OnFirstToken(absl::Duration since_submit) {
