@@ -16,8 +16,10 @@ fi
 
 work=$(mktemp --directory)
 trap 'rm -rf "$work"' EXIT
-# Debian's default, crun, refuses machines with both versions of cgroups.
+# Debian's default runtime, crun, refuses machines with both versions of cgroups; podman's default limits may be above what we may set.
 cat > "$work/containers.conf" << 'END'
+[containers]
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 [engine]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
