@@ -28,6 +28,11 @@ network_backend = "netavark"
 END
 export CONTAINERS_CONF=$work/containers.conf
 
+base=$(scripts/image.sh base) || { echo "SKIPPED tests/e2e: no base image can be had"; exit 0; }
+if ! unshare --net -- podman run --rm --network host --security-opt no-new-privileges "$base" true 2> "$work/probe"; then
+  echo "SKIPPED tests/e2e: containers do not run here: $(tail -1 "$work/probe")"
+  exit 0
+fi
 export FIXPOINT_E2E_IMAGE=${FIXPOINT_E2E_IMAGE:-$(scripts/image.sh server)}
 python=build/venv/bin/python
 [ -x "$python" ] || python=python3

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the container images from docker/Dockerfile with buildah, on a machine without a Docker engine: image.sh [server] [calibrator]
-# (default: both), named localhost/fixpoint-server:VERSION and localhost/fixpoint-calibrator:VERSION. Needs root, buildah and, where
+# Builds the container images from docker/Dockerfile with buildah, on a machine without a Docker engine: image.sh [base] [server] [calibrator]
+# (default: the latter two), named localhost/fixpoint-server:VERSION and localhost/fixpoint-calibrator:VERSION. Needs root, buildah and, where
 # the base image can neither be found nor pulled, mmdebstrap, which makes it from Debian's packages. With Docker:
 #   docker build -f docker/Dockerfile --target server -t fixpoint-server:VERSION .
 # The host's ccache is lent to the build: the same compiler and sources are not compiled twice.
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(server calibrator)
 for target in "${targets[@]}"; do
-  case "$target" in server | calibrator) ;; *) echo "usage: $0 [server] [calibrator]" >&2; exit 2 ;; esac
+  case "$target" in base | server | calibrator) ;; *) echo "usage: $0 [base] [server] [calibrator]" >&2; exit 2 ;; esac
 done
 version=$(sed -n 's/^project(fixpoint VERSION \([0-9.]*\) .*/\1/p' CMakeLists.txt)
 
@@ -40,6 +40,10 @@ if command -v ccache > /dev/null; then
   cache+=(--volume "$directory:/var/cache/ccache")
 fi
 for target in "${targets[@]}"; do
+  if [ "$target" = base ]; then
+    echo "$base"
+    continue
+  fi
   # Docker's format: OCI's has no HEALTHCHECK. chroot: no container runtime is needed to build; the network is the host's, for apt.
   buildah build --quiet --layers --isolation chroot --network host --format docker "${cache[@]}" --build-arg "BASE=$base" \
     --target "$target" --tag "localhost/fixpoint-$target:$version" --file docker/Dockerfile . > /dev/null

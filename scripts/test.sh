@@ -73,4 +73,9 @@ step "Python tests"
 # The long run under load as a short one: the ten minutes are for whoever calls pytest without this.
 export FIXPOINT_SOAK_SECONDS=${FIXPOINT_SOAK_SECONDS:-60}
 FIXPOINT_BIN=$PWD/build/release/bin "$venv/bin/python" -m pytest -q -rs tests
+if [ "$fast" = 0 ]; then
+  step "containers behind a load balancer"
+  scripts/packages.sh e2e || echo "SKIPPED tests/e2e: its packages cannot be installed"
+  scripts/e2e.sh
+fi
 step "done"

@@ -1,5 +1,6 @@
 """Runs the deployment and breaks it: see scripts/e2e.sh, which gives this file its namespace, image and tools."""
 import collections
+import concurrent.futures
 import json
 import os
 import signal
@@ -163,8 +164,9 @@ def test_killed_replicas_lose_nothing(api, replicas, proxy, prometheus, expected
 
 def test_a_stopped_replica_is_left(replicas, proxy, expected):
     """SIGSTOP: its connections stay open and nothing comes. Probes fail, streams go on elsewhere."""
-    streams = StreamLoad(FRONT, expected[1], STREAM_TOKENS, flags=("--stall-timeout", "1", "--first-message-timeout", "2"))
-    time.sleep(1)
+    tokens = 6 * STREAM_TOKENS
+    streams = StreamLoad(FRONT, undisturbed(replicas["a"].grpc, tokens, 6), tokens, flags=("--stall-timeout", "1", "--first-message-timeout", "2"))
+    time.sleep(2)
     pid = replicas["a"].server_pid()
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -228,7 +230,8 @@ def test_the_proxy_holds_off_floods(api, replicas, proxy, expected, kind):
          p99_ms_before=before.percentile(0.99), p99_ms_during=unary.percentile(0.99))
     for load in (before, unary, after):
         assert load.failures == {} and load.different == 0
-    assert sent["frames"] > 0
+    assert sent["frames"] > 1000
+    assert reached < sent["frames"] / 20
     for replica in replicas.values():
         assert is_ready(replica.http)
 
@@ -239,9 +242,9 @@ def test_blue_green_upgrade(api, folder, replicas, proxy, prometheus, expected):
     digests = lambda: {labels["digest"] for labels, _ in prometheus.query("fixpoint_bundle_info")}
     old = digests()
     assert len(old) == 1
-    streams = StreamLoad(FRONT, expected[1], 3 * STREAM_TOKENS, streams=2, retries=0)
-    streams.expected = undisturbed(replicas["a"].grpc, 3 * STREAM_TOKENS, SEEDS)
-    until(lambda: int(proxy.column("a", "scur")) + int(proxy.column("b", "scur")) >= 2, 20, "streams run")
+    tokens = 7 * STREAM_TOKENS
+    streams = StreamLoad(FRONT, undisturbed(replicas["a"].grpc, tokens, 2), tokens, streams=4, retries=0)
+    until(lambda: int(proxy.column("a", "scur")) + int(proxy.column("b", "scur")) >= 4, 20, "streams run")
     streams.ended.set()  # the ones that run are the last of the old model
     try:
         assert replicas["b"].stop() == 0
@@ -257,7 +260,7 @@ def test_blue_green_upgrade(api, folder, replicas, proxy, prometheus, expected):
         until(lambda: len(digests()) == 1 and not digests() & old, 10, "only the new digest is left")
         unary.end()
         streams.end()
-        assert streams.wrong == [] and streams.finished >= 2
+        assert streams.wrong == [] and streams.finished >= 4
         assert unary.failures == {}
         show(streams_finished_on_the_old_one=streams.finished, unary=len(unary.seconds))
     finally:
@@ -294,13 +297,15 @@ def test_affinity_keeps_prefixes_on_one_replica(api, replicas, proxy):
             return sum(map(float, values))
         names = ("fixpoint_prefix_cache_hit_tokens_total", "fixpoint_prefix_cache_query_tokens_total")
         before = [counted(name) for name in names]
-        with grpc.insecure_channel(FRONT) as channel:
+        def ask(user, turn):
+            text = f"{salt} {user} " + "a shared beginning " * 40 + str(turn)
+            stub.GenerateOnce(pb.GenerateOnceRequest(prompt=pb.Prompt(text=text.encode()), stopping=pb.Stopping(max_tokens=4, ignore_eos=True)),
+                              timeout=30, metadata=[("x-fixpoint-affinity", f"user-{user}")] if with_key else None)
+
+        with grpc.insecure_channel(FRONT) as channel, concurrent.futures.ThreadPoolExecutor(6) as callers:
             stub = api[1].GenerationStub(channel)
             for turn in range(4):
-                for user in range(24):
-                    prompt = f"{salt} {user} " + "a shared beginning " * 40 + str(turn)
-                    stub.GenerateOnce(pb.GenerateOnceRequest(prompt=pb.Prompt(text=prompt.encode()), stopping=pb.Stopping(max_tokens=1)), timeout=30,
-                                      metadata=[("x-fixpoint-affinity", f"user-{user}")] if with_key else None)
+                list(callers.map(lambda i: ask(i * (2 * turn + 5) % 24, turn), range(24)))
         hits, queried = (counted(name) - old for name, old in zip(names, before))
         return hits / queried
 

@@ -11,7 +11,8 @@ import time
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAMES_PER_SECOND = 2000
 # :method POST, :scheme http, :path and :authority literal without indexing.
-HEADERS = b"\x83\x86" + b"\x04\x21/fixpoint.v1.Generation/Generate" + b"\x01\x01a"
+PATH = b"/fixpoint.v1.Generation/Generate"
+HEADERS = b"\x83\x86" + b"\x04" + bytes([len(PATH)]) + PATH + b"\x01\x01a"
 
 
 def frame(kind, flags, stream, body=b""):
