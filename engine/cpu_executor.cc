@@ -13,6 +13,7 @@
 #include "base/available_cpus.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "engine/step_check.h"
 #include "kernels/cpu/dispatch.h"
 
 namespace fixpoint {
@@ -21,12 +22,6 @@ namespace {
 // A piece of packing: large enough that handing it out costs nothing, small enough to share any
 // matrix.
 constexpr int64_t kPackOutputs = 8 * kLinearAlign;
-
-absl::Status CheckRange(absl::string_view name, int64_t value, int64_t low, int64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " is ", value, ", must be in [", low, ", ", high, "]"));
-}
 
 int32_t MaxSequenceTokens(const IntegerModel& model) {
   return model.config.max_position_embeddings - static_cast<int32_t>(model.prefix_token_ids.size());
@@ -205,48 +200,22 @@ LlamaLinear CpuExecutor::Pack(LinearWeights& linear) {
 }
 
 absl::Status CpuExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) {
+  RETURN_IF_ERROR(CheckStep(chunks, limits_));
+  if (chunks.empty()) return absl::OkStatus();
   chunks_.clear();
-  int64_t tokens = 0, rows = 0;
-  for (const SequenceChunk& chunk : chunks) RETURN_IF_ERROR(AddChunk(chunk, &tokens, &rows));
-  if (chunks_.empty()) return absl::OkStatus();
+  for (const SequenceChunk& chunk : chunks) {
+    chunks_.push_back({.token_ids = chunk.token_ids.data(),
+                       .tokens = static_cast<int32_t>(chunk.token_ids.size()),
+                       .position = chunk.position,
+                       .block_table = chunk.block_table.data(),
+                       .logit_indices = chunk.logit_indices.data(),
+                       .num_logits = static_cast<int32_t>(chunk.logit_indices.size())});
+  }
   PrepareThread();
   const ParallelHook hook = {&RunParallel, this, pool_.thread_count(),
                              clock_.now == nullptr ? nullptr : &clock_};
   LlamaForward(llama_, cache_, scratch_, hook, chunks_.data(), static_cast<int32_t>(chunks_.size()),
                logits);
-  return absl::OkStatus();
-}
-
-absl::Status CpuExecutor::AddChunk(const SequenceChunk& chunk, int64_t* tokens, int64_t* rows) {
-  const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
-  *tokens += count;
-  *rows += static_cast<int64_t>(chunk.logit_indices.size());
-  RETURN_IF_ERROR(CheckRange("tokens of a chunk", count, 1, limits_.max_step_tokens));
-  RETURN_IF_ERROR(CheckRange("tokens of a step", *tokens, 1, limits_.max_step_tokens));
-  RETURN_IF_ERROR(CheckRange("logit rows of a step", *rows, 0, limits_.max_step_logits));
-  RETURN_IF_ERROR(CheckRange("position", chunk.position, 0, limits_.max_sequence_tokens - count));
-  const int64_t blocks = BlocksFor(chunk.position + count);
-  RETURN_IF_ERROR(CheckRange("length of a block table",
-                             static_cast<int64_t>(chunk.block_table.size()), blocks,
-                             std::numeric_limits<int32_t>::max()));
-  for (int64_t i = 0; i < blocks; ++i) {
-    RETURN_IF_ERROR(CheckRange("KV block", chunk.block_table[static_cast<size_t>(i)], 0,
-                               limits_.num_blocks - 1));
-  }
-  for (const int32_t id : chunk.token_ids) {
-    RETURN_IF_ERROR(CheckRange("token id", id, 0, limits_.vocab_size - 1));
-  }
-  int32_t previous = -1;
-  for (const int32_t index : chunk.logit_indices) {
-    RETURN_IF_ERROR(CheckRange("logit index", index, int64_t{previous} + 1, count - 1));
-    previous = index;
-  }
-  chunks_.push_back({.token_ids = chunk.token_ids.data(),
-                     .tokens = static_cast<int32_t>(count),
-                     .position = chunk.position,
-                     .block_table = chunk.block_table.data(),
-                     .logit_indices = chunk.logit_indices.data(),
-                     .num_logits = static_cast<int32_t>(chunk.logit_indices.size())});
   return absl::OkStatus();
 }
 

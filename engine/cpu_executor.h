@@ -73,7 +73,6 @@ class CpuExecutor final : public Executor {
   void PackModel();
   LlamaLinear Pack(LinearWeights& linear);
   LlamaLayer PackLayer(ModelLayer& layer);
-  absl::Status AddChunk(const SequenceChunk& chunk, int64_t* tokens, int64_t* rows);
   // Thread-local state of the kernel level (AMX tiles), once in each thread that works for some
   // executor.
   void PrepareThread() const;

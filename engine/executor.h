@@ -1,6 +1,5 @@
 // Runs the model on a device. The scheduler decides what to run; an executor only computes.
-// Implementations: CpuExecutor (engine/cpu_executor.h); a CUDA one will follow behind the same
-// interface.
+// Implementations: CpuExecutor (engine/cpu_executor.h), CudaExecutor (engine/cuda_executor.h).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // The scalar rules that everything else is made of (docs/NUMERICS.md). Shared by the reference
-// operations, the tails of faster levels and the sampler; plain C++ without floating point.
+// operations, the tails of faster levels, the CUDA kernels (constexpr functions are callable on the
+// device) and the sampler; plain C++ without floating point.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +39,7 @@ constexpr int64_t Wide(int32_t acc, int32_t multiplier, int32_t n) {
 }
 
 // Stores a requantized value as int8 (lo == nullptr) or as the planes of an int16 site.
-inline void StoreActivation(int32_t value, int8_t* hi, int8_t* lo) {
+constexpr void StoreActivation(int32_t value, int8_t* hi, int8_t* lo) {
   if (lo == nullptr) {
     *hi = static_cast<int8_t>(Sat8(value));
     return;
@@ -70,16 +71,36 @@ constexpr int32_t NormInputShift(int32_t largest_magnitude) {
   return 32 - __builtin_clz(static_cast<uint32_t>(largest_magnitude)) - kNormInputBits;
 }
 
+// floor(n / d). GPUs have no integer division, and what their compiler makes of one begins with a
+// floating-point reciprocal: CUDA kernels pass LongDivide.
+struct NativeDivide {
+  constexpr uint64_t operator()(uint64_t n, uint64_t d) const { return n / d; }
+};
+// Bit by bit. Requires 0 < d < 2^32 and a quotient below 2^32.
+struct LongDivide {
+  constexpr uint64_t operator()(uint64_t n, uint64_t d) const {
+    uint64_t quotient = 0;
+    for (int32_t i = 31; i >= 0; --i) {
+      if (n >= d << i) {
+        n -= d << i;
+        quotient |= uint64_t{1} << i;
+      }
+    }
+    return quotient;
+  }
+};
+
 // 1 / sqrt(sum) as inverse * 2^-shift with 31 significant bits.
 struct InverseRoot {
   int64_t inverse;  // (2^30, 2^31)
   int32_t shift;    // 62 - z/2
 };
-constexpr InverseRoot InverseSquareRoot(uint64_t sum) {
+template <typename Divide = NativeDivide>
+constexpr InverseRoot InverseSquareRoot(uint64_t sum, Divide divide = {}) {
   if (sum == 0) sum = 1;
   const int32_t z = __builtin_clzll(sum) & ~1;
   const uint64_t root = IntegerSqrt(sum << z);  // [2^31, 2^32)
-  uint64_t inverse = (uint64_t{1} << 62) / root;
+  uint64_t inverse = divide(uint64_t{1} << 62, root);
   if (inverse > 0x7fffffffu) inverse = 0x7fffffffu;
   return {static_cast<int64_t>(inverse), 62 - z / 2};
 }
@@ -109,9 +130,10 @@ struct SoftmaxReciprocal {
   int32_t pre_shift;   // of the weighted sum
   int32_t post_shift;  // of the product
 };
-constexpr SoftmaxReciprocal ReciprocalOfSum(uint64_t z) {
+template <typename Divide = NativeDivide>
+constexpr SoftmaxReciprocal ReciprocalOfSum(uint64_t z, Divide divide = {}) {
   const int32_t b = 64 - __builtin_clzll(z);
-  uint64_t reciprocal = (uint64_t{1} << 61) / (z << (31 - b));
+  uint64_t reciprocal = divide(uint64_t{1} << 61, z << (31 - b));
   if (reciprocal > 0x7fffffffu) reciprocal = 0x7fffffffu;
   const int32_t s = b > 16 ? b - 16 : 0;
   return {static_cast<int64_t>(reciprocal), s, 23 + b - s};
@@ -128,13 +150,14 @@ inline constexpr int16_t kSigmoidTable[129] = {
 #include "kernels/reference/sigmoid_table.inc"
 };
 
-// silu(g) in g's own scale.
-constexpr int32_t Silu(int32_t g, int32_t multiplier, int32_t shift) {
+// silu(g) in g's own scale. `table` is kSigmoidTable, or a copy of it in another memory.
+constexpr int32_t Silu(int32_t g, int32_t multiplier, int32_t shift,
+                       const int16_t* table = kSigmoidTable) {
   const int32_t a = g < 0 ? -g : g;
   int32_t i = RoundShift(a * multiplier, shift);
   if (i > 32767) i = 32767;
-  const int32_t low = kSigmoidTable[i >> 8];
-  const int32_t w = low + RoundShift((kSigmoidTable[(i >> 8) + 1] - low) * (i & 255), 8);
+  const int32_t low = table[i >> 8];
+  const int32_t w = low + RoundShift((table[(i >> 8) + 1] - low) * (i & 255), 8);
   const int32_t r = RoundShift(a * w, 15);
   return g >= 0 ? a - r : -r;
 }

@@ -1,0 +1,48 @@
+// A GPU as CudaExecutor sees it: memory, copies, kernels and one stream. Implementations:
+// NvidiaDevice (engine/nvidia_device.h) and, for tests, EmulatedDevice (engine/emulated_device.h).
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "engine/cuda_matmul.h"
+#include "kernels/cuda/kernels.h"
+
+namespace fixpoint {
+
+// Used by one thread at a time. Everything enqueued runs in order. Any error but
+// RESOURCE_EXHAUSTED of an allocation means that the device is lost.
+class CudaDevice {
+ public:
+  virtual ~CudaDevice() = default;
+  virtual const CudaKernels& kernels() const = 0;
+  virtual CudaStream* stream() const = 0;
+  virtual int32_t multiprocessors() const = 0;
+  virtual absl::StatusOr<int64_t> FreeBytes() = 0;
+
+  // Zeroed memory, aligned to 256 bytes, that lives as long as the device. Called at the start
+  // only. RESOURCE_EXHAUSTED when there is not enough.
+  virtual absl::StatusOr<int8_t*> Allocate(int64_t bytes) = 0;
+  // The same of page-locked memory of the host.
+  virtual absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) = 0;
+
+  // Enqueues a copy to the device. Ordinary host memory may be reused at once, page-locked memory
+  // after Synchronize.
+  virtual absl::Status Upload(void* device, const void* host, int64_t bytes) = 0;
+  // Copies to the host and waits for everything enqueued before.
+  virtual absl::Status Download(void* host, const void* device, int64_t bytes) = 0;
+  // Waits for everything enqueued; errors of kernels turn up here.
+  virtual absl::Status Synchronize() = 0;
+
+  // OK for 0, else the error that a function of kernels() has returned.
+  virtual absl::Status Launched(int error, absl::string_view what) = 0;
+
+  // Whether Matmul works: cuBLASLt was found.
+  virtual bool has_matmul() const = 0;
+  // Enqueues a product that ValidateMatmul accepts; INVALID_ARGUMENT for others.
+  virtual absl::Status Matmul(const CudaMatmul& matmul) = 0;
+};
+
+}  // namespace fixpoint

@@ -1,0 +1,171 @@
+#include "engine/cuda_plan.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fixpoint {
+namespace {
+
+constexpr size_t kAlignBytes = 16;
+// Blocks of the grid that each multiprocessor should get, to even out their differences.
+constexpr int64_t kPartsPerMultiprocessor = 4;
+
+constexpr size_t RoundUp(size_t n) { return (n + kAlignBytes - 1) / kAlignBytes * kAlignBytes; }
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int32_t BlocksOf(const SequenceChunk& chunk) {
+  const auto tokens = static_cast<int32_t>(chunk.token_ids.size());
+  return (chunk.position + tokens - 1) / kKvBlockTokens + 1;
+}
+
+class Planner {
+ public:
+  Planner(const CudaPlanShape& shape, absl::Span<const SequenceChunk> chunks, int8_t* memory)
+      : shape_(shape),
+        chunks_(chunks),
+        memory_(memory),
+        group_(shape.num_heads / shape.kv_heads),
+        prefill_rows_(PrefillRows(shape.head_dim)) {}
+
+  CudaPlan Run() {
+    ChooseDecoding();
+    LayOut();
+    Fill();
+    return plan_;
+  }
+
+ private:
+  // Chunks of few tokens decode, as far as the memory for it goes: which chunks depends on the
+  // order of the chunks, what they result in does not.
+  void ChooseDecoding() {
+    int64_t keys = 0, tiles = 0;
+    int32_t longest = 0, rows = 1;
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      const auto tokens = static_cast<int32_t>(chunks_[i].token_ids.size());
+      if (tokens > kDecodeChunkTokens) continue;
+      const int32_t count = CountTiles(tokens, group_, kDecodeRows);
+      const int32_t blocks = std::max(longest, BlocksOf(chunks_[i]));
+      const int32_t most_rows = std::max(rows, std::min(tokens * group_, kDecodeRows));
+      const int64_t all_keys = keys + int64_t{count} * BlocksOf(chunks_[i]) * kKvBlockTokens;
+      const int64_t all_tiles = tiles + count;
+      if (all_keys * most_rows * shape_.kv_heads > shape_.score_elements) continue;
+      const int32_t split_blocks = SplitBlocks(all_tiles, blocks);
+      const int64_t splits = CeilDiv(blocks, split_blocks);
+      if (all_tiles * shape_.kv_heads * splits * kDecodeRows > shape_.part_rows) continue;
+      keys = all_keys;
+      tiles = all_tiles;
+      longest = blocks;
+      rows = most_rows;
+      plan_.split_blocks = split_blocks;
+      plan_.splits = static_cast<int32_t>(splits);
+      Decoding(i) = 1;
+    }
+    plan_.num_decode_tiles = static_cast<int32_t>(tiles);
+    plan_.score_keys = static_cast<int32_t>(keys);
+    plan_.row_stride = rows;
+  }
+
+  // As many splits as give every multiprocessor some blocks of the grid.
+  int32_t SplitBlocks(int64_t tiles, int32_t longest) const {
+    const int64_t wanted = std::max<int64_t>(
+        1, kPartsPerMultiprocessor * shape_.multiprocessors / (tiles * shape_.kv_heads));
+    return static_cast<int32_t>(std::clamp<int64_t>(CeilDiv(longest, wanted), 1, kMaxSplitBlocks));
+  }
+
+  // Marks behind the piece's own contents: [chunks] bytes.
+  int8_t& Decoding(size_t chunk) {
+    return memory_[MaxPlanBytes(shape_) - static_cast<size_t>(shape_.max_tokens) + chunk];
+  }
+
+  void LayOut() {
+    size_t table_entries = 0;
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      const auto tokens = static_cast<int32_t>(chunks_[i].token_ids.size());
+      plan_.tokens += tokens;
+      plan_.num_rows += static_cast<int32_t>(chunks_[i].logit_indices.size());
+      table_entries += static_cast<size_t>(BlocksOf(chunks_[i]));
+      if (Decoding(i) == 0) plan_.num_prefill_tiles += CountTiles(tokens, group_, prefill_rows_);
+    }
+    const auto take = [&](int32_t count, size_t bytes) {
+      const size_t at = plan_.used_bytes;
+      plan_.used_bytes = RoundUp(at + static_cast<size_t>(count) * bytes);
+      return at;
+    };
+    plan_.token_ids = take(plan_.tokens, sizeof(int32_t));
+    plan_.positions = take(plan_.tokens, sizeof(int32_t));
+    plan_.blocks = take(plan_.tokens, sizeof(int32_t));
+    plan_.rows = take(plan_.num_rows, sizeof(int32_t));
+    plan_.decode_tiles = take(plan_.num_decode_tiles, sizeof(AttentionTile));
+    plan_.prefill_tiles = take(plan_.num_prefill_tiles, sizeof(AttentionTile));
+    plan_.block_tables = take(static_cast<int32_t>(table_entries), sizeof(int32_t));
+  }
+
+  template <typename T>
+  T* At(size_t offset) {
+    return reinterpret_cast<T*>(memory_ + offset);
+  }
+
+  void Fill() {
+    int32_t token = 0, row = 0, table = 0, score_begin = 0;
+    AttentionTile* decode = At<AttentionTile>(plan_.decode_tiles);
+    AttentionTile* prefill = At<AttentionTile>(plan_.prefill_tiles);
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      const SequenceChunk& chunk = chunks_[i];
+      const auto tokens = static_cast<int32_t>(chunk.token_ids.size());
+      for (int32_t t = 0; t < tokens; ++t) {
+        const int32_t position = chunk.position + t;
+        At<int32_t>(plan_.token_ids)[token + t] = chunk.token_ids[static_cast<size_t>(t)];
+        At<int32_t>(plan_.positions)[token + t] = position;
+        At<int32_t>(plan_.blocks)[token + t] =
+            chunk.block_table[static_cast<size_t>(position / kKvBlockTokens)];
+      }
+      for (const int32_t index : chunk.logit_indices) {
+        At<int32_t>(plan_.rows)[row++] = token + index;
+      }
+      const AttentionRange range = {token, tokens, chunk.position, table};
+      if (Decoding(i) != 0) {
+        const int32_t count = MakeTiles(range, group_, kDecodeRows, decode);
+        for (int32_t k = 0; k < count; ++k, ++decode) {
+          decode->score_begin = score_begin;
+          decode->score_blocks = TileBlocks(*decode);
+          score_begin += decode->score_blocks * kKvBlockTokens;
+        }
+      } else {
+        prefill += MakeTiles(range, group_, prefill_rows_, prefill);
+      }
+      const int32_t blocks = BlocksOf(chunk);
+      std::memcpy(At<int32_t>(plan_.block_tables) + table, chunk.block_table.data(),
+                  static_cast<size_t>(blocks) * sizeof(int32_t));
+      table += blocks;
+      token += tokens;
+    }
+    for (size_t i = 0; i < chunks_.size(); ++i) Decoding(i) = 0;
+  }
+
+  const CudaPlanShape& shape_;
+  const absl::Span<const SequenceChunk> chunks_;
+  int8_t* const memory_;
+  const int32_t group_, prefill_rows_;
+  CudaPlan plan_;
+};
+
+}  // namespace
+
+size_t MaxPlanBytes(const CudaPlanShape& shape) {
+  const auto tokens = static_cast<size_t>(shape.max_tokens);
+  // A chunk has at least one token, and one of its tokens at most as many tiles as its heads need
+  // alone.
+  const auto tiles =
+      static_cast<size_t>(CountTiles(1, shape.num_heads / shape.kv_heads, kDecodeRows));
+  const size_t ints = 3 * tokens + static_cast<size_t>(shape.max_rows) +
+                      tokens * static_cast<size_t>(shape.max_sequence_blocks);
+  return RoundUp(ints * sizeof(int32_t) + tokens * tiles * sizeof(AttentionTile) + 7 * kAlignBytes +
+                 tokens);
+}
+
+CudaPlan MakePlan(const CudaPlanShape& shape, absl::Span<const SequenceChunk> chunks,
+                  int8_t* memory) {
+  return Planner(shape, chunks, memory).Run();
+}
+
+}  // namespace fixpoint

@@ -1,0 +1,92 @@
+#include "engine/emulated_device.h"
+
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace fixpoint {
+namespace {
+constexpr int64_t kAlignBytes = 256;
+}
+
+absl::Status EmulatedDevice::Lost() const {
+  return lost_ ? absl::InternalError("emulated device: lost") : absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::CheckInside(const void* at, int64_t bytes) const {
+  const auto* begin = static_cast<const int8_t*>(at);
+  for (const Piece& piece : pieces_) {
+    if (begin >= piece.begin && begin + bytes <= piece.begin + piece.bytes) return absl::OkStatus();
+  }
+  return absl::InternalError(
+      absl::StrCat("emulated device: ", bytes, " bytes outside of its memory"));
+}
+
+absl::StatusOr<int64_t> EmulatedDevice::FreeBytes() {
+  return state_.memory_bytes - state_.allocated_bytes;
+}
+
+absl::StatusOr<int8_t*> EmulatedDevice::Allocate(int64_t bytes) {
+  RETURN_IF_ERROR(Lost());
+  if (bytes > state_.memory_bytes - state_.allocated_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("emulated device: no memory for ", bytes, " bytes"));
+  }
+  ++state_.allocations;
+  state_.allocated_bytes += bytes;
+  Piece piece{.memory = AlignedBuffer(static_cast<size_t>(bytes + kAlignBytes)), .bytes = bytes};
+  const auto start = reinterpret_cast<uintptr_t>(piece.memory.data());
+  piece.begin = reinterpret_cast<int8_t*>((start + kAlignBytes - 1) / kAlignBytes * kAlignBytes);
+  std::memset(piece.begin, 0, static_cast<size_t>(bytes));
+  pieces_.push_back(std::move(piece));
+  return pieces_.back().begin;
+}
+
+absl::StatusOr<int8_t*> EmulatedDevice::AllocateHost(int64_t bytes) { return Allocate(bytes); }
+
+absl::Status EmulatedDevice::Upload(void* device, const void* host, int64_t bytes) {
+  RETURN_IF_ERROR(Lost());
+  RETURN_IF_ERROR(CheckInside(device, bytes));
+  ++state_.uploads;
+  std::memcpy(device, host, static_cast<size_t>(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Download(void* host, const void* device, int64_t bytes) {
+  RETURN_IF_ERROR(Lost());
+  RETURN_IF_ERROR(CheckInside(device, bytes));
+  std::memcpy(host, device, static_cast<size_t>(bytes));
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Launched(int error, absl::string_view what) {
+  ++state_.launches;
+  if (state_.fail_launch_after >= 0 && state_.fail_launch_after-- == 0) lost_ = true;
+  if (lost_) return absl::InternalError(absl::StrCat("emulated device: ", what, " failed"));
+  if (error != 0) return absl::InternalError(absl::StrCat(what, ": error ", error));
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
+  RETURN_IF_ERROR(Lost());
+  RETURN_IF_ERROR(ValidateMatmul(m));
+  RETURN_IF_ERROR(CheckInside(m.weights, (m.outputs - 1) * m.weight_stride + m.depth));
+  RETURN_IF_ERROR(CheckInside(m.x, (m.tokens - 1) * m.x_stride + m.depth));
+  RETURN_IF_ERROR(CheckInside(m.acc, 4 * ((m.tokens - 1) * m.acc_stride + m.outputs)));
+  RETURN_IF_ERROR(CheckInside(m.workspace, m.workspace_bytes));
+  ++state_.matmuls;
+  for (int64_t t = 0; t < m.tokens; ++t) {
+    for (int64_t c = 0; c < m.outputs; ++c) {
+      const int8_t* x = m.x + t * m.x_stride;
+      const int8_t* w = m.weights + c * m.weight_stride;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < m.depth; ++k) sum += x[k] * w[k];
+      m.acc[t * m.acc_stride + c] = sum;
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace fixpoint

@@ -1,0 +1,59 @@
+// A CudaDevice in the host's memory, for tests without a GPU: kernels run on the emulator,
+// cuBLASLt's products as plain loops behind ValidateMatmul. Slow.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "engine/cuda_device.h"
+
+namespace fixpoint {
+
+struct EmulatedDeviceState {
+  int32_t multiprocessors = 4;
+  bool has_matmul = true;
+  int64_t memory_bytes = int64_t{256} << 20;
+  int fail_launch_after = -1;  // counts down; at 0 every call fails from then on
+
+  // What happened.
+  int allocations = 0;
+  int64_t allocated_bytes = 0;
+  int launches = 0, matmuls = 0, uploads = 0;
+};
+
+class EmulatedDevice final : public CudaDevice {
+ public:
+  // `state` must outlive the device.
+  explicit EmulatedDevice(EmulatedDeviceState* state) : state_(*state) {}
+
+  const CudaKernels& kernels() const override { return EmulatedKernels(); }
+  CudaStream* stream() const override { return nullptr; }
+  int32_t multiprocessors() const override { return state_.multiprocessors; }
+  absl::StatusOr<int64_t> FreeBytes() override;
+  absl::StatusOr<int8_t*> Allocate(int64_t bytes) override;
+  absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) override;
+  absl::Status Upload(void* device, const void* host, int64_t bytes) override;
+  absl::Status Download(void* host, const void* device, int64_t bytes) override;
+  absl::Status Synchronize() override { return Lost(); }
+  absl::Status Launched(int error, absl::string_view what) override;
+  bool has_matmul() const override { return state_.has_matmul; }
+  absl::Status Matmul(const CudaMatmul& matmul) override;
+
+ private:
+  absl::Status Lost() const;
+  // INTERNAL unless the bytes lie in memory of this device.
+  absl::Status CheckInside(const void* at, int64_t bytes) const;
+
+  EmulatedDeviceState& state_;
+  bool lost_ = false;
+  struct Piece {
+    AlignedBuffer memory;
+    int8_t* begin = nullptr;  // aligned to 256
+    int64_t bytes = 0;
+  };
+  std::vector<Piece> pieces_;
+};
+
+}  // namespace fixpoint
