@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Debian 12 packages: packages.sh build|test. Does nothing, in under a second, when all are there.
-# Needs root or sudo. The lists are the only place where packages are named.
+# Installs Debian 12 packages: packages.sh build|test|aarch64. Does nothing, in under a second, when all are there.
+# Needs root or sudo. The lists are the only place where packages are named, but for aarch64_sysroot.sh.
 set -euo pipefail
 
 BUILD_PACKAGES=(
@@ -13,12 +13,17 @@ BUILD_PACKAGES=(
 TEST_PACKAGES=(
   git python3-venv clang-format-14 clang-tidy-14 shellcheck libpcre2-dev binutils
 )
+# What scripts/test_aarch64.sh needs beside its own libraries.
+AARCH64_PACKAGES=(
+  g++-aarch64-linux-gnu qemu-user cmake ninja-build ccache pkg-config binutils
+)
 
 packages=("${BUILD_PACKAGES[@]}")
 case "${1:-build}" in
   build) ;;
   test) packages+=("${TEST_PACKAGES[@]}") ;;
-  *) echo "usage: $0 build|test" >&2; exit 2 ;;
+  aarch64) packages=("${AARCH64_PACKAGES[@]}") ;;
+  *) echo "usage: $0 build|test|aarch64" >&2; exit 2 ;;
 esac
 
 missing=()
