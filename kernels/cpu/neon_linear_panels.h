@@ -48,7 +48,9 @@ struct Work {
 
 FIXPOINT_INLINE const int8_t* RowPointer(const Work& work, int32_t row) {
   const ActivationPlanes& x = work.args->x;
-  return (row % work.planes == 0 ? x.hi : x.lo) + static_cast<size_t>(row / work.planes) * x.stride;
+  // Dividing by `planes`, a variable, for each row of a block would show.
+  if (work.planes == 1) return x.hi + static_cast<size_t>(row) * x.stride;
+  return (row % 2 == 0 ? x.hi : x.lo) + static_cast<size_t>(row / 2) * x.stride;
 }
 
 struct Bias {
