@@ -1,7 +1,7 @@
 // The integer operations of a transformer step, as one table of plain functions per kernel level
-// ("reference", "portable", "avx2", "vnni", "amx"). The reference level (kernels/reference/) is the
-// specification; every other level gives the same bits. docs/NUMERICS.md derives the rules that the
-// comments below state.
+// ("reference", "portable", "avx2", "vnni", "amx", "neon", "i8mm"). The reference level
+// (kernels/reference/) is the specification; every other level gives the same bits.
+// docs/NUMERICS.md derives the rules that the comments below state.
 //
 // All functions are pure apart from their outputs, thread-safe on disjoint outputs, never allocate,
 // never log and use no floating point. Arguments are trusted: the bundle reader has checked every
@@ -130,7 +130,8 @@ struct NarrowArgs {
 //   base + b * block_stride + h * 2 * kKvBlockTokens * head_dim:
 //   K tile, then V tile, each kKvBlockTokens * head_dim bytes.
 // K: groups of 16 keys, 4 dimensions together. V: 4 keys together (KTileIndex, VTileIndex).
-// Both are what VNNI and AMX load as an operand without shuffling. head_dim is a multiple of 16.
+// Both are what VNNI, AMX and sdot load as an operand without shuffling. head_dim is a multiple
+// of 16.
 struct KvLayer {
   int8_t* base = nullptr;
   size_t block_stride = 0;  // bytes between blocks

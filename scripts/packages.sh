@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs Debian 12 packages: packages.sh build|image|test|e2e (image: what docker/Dockerfile builds with). Does nothing, in under a second, when all are there.
-# Needs root or sudo. The lists are the only place where packages are named.
+# Installs Debian 12 packages: packages.sh build|image|test|e2e|aarch64 (image: what docker/Dockerfile builds with). Does nothing, in under a
+# second, when all are there. Needs root or sudo. The lists are the only place where packages are named, but for aarch64_sysroot.sh.
 set -euo pipefail
 
 BUILD_PACKAGES=(
@@ -22,6 +22,10 @@ E2E_PACKAGES=(
   buildah podman runc mmdebstrap netavark aardvark-dns nftables iptables catatonit uidmap fuse-overlayfs iproute2 util-linux
   haproxy prometheus
 )
+# What scripts/test_aarch64.sh needs beside its own libraries.
+AARCH64_PACKAGES=(
+  g++-aarch64-linux-gnu qemu-user cmake ninja-build ccache pkg-config binutils
+)
 
 packages=("${BUILD_PACKAGES[@]}")
 case "${1:-build}" in
@@ -29,7 +33,8 @@ case "${1:-build}" in
   image) packages+=("${IMAGE_PACKAGES[@]}") ;;
   test) packages+=("${TEST_PACKAGES[@]}") ;;
   e2e) packages=("${E2E_PACKAGES[@]}") ;;
-  *) echo "usage: $0 build|image|test|e2e" >&2; exit 2 ;;
+  aarch64) packages=("${AARCH64_PACKAGES[@]}") ;;
+  *) echo "usage: $0 build|image|test|e2e|aarch64" >&2; exit 2 ;;
 esac
 
 missing=()

@@ -5,6 +5,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef FIXPOINT_ARM_LEVELS
+#include <sys/auxv.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -76,6 +79,17 @@ bool HasAmx() {
 
 #endif  // FIXPOINT_X86_LEVELS
 
+#ifdef FIXPOINT_ARM_LEVELS
+
+// Numbers from the kernel's <asm/hwcap.h>, which old headers lack.
+constexpr unsigned long kHwcapDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+constexpr unsigned long kHwcap2I8mm = 1ul << 13;       // HWCAP2_I8MM
+
+bool HasNeonDotProduct() { return (getauxval(AT_HWCAP) & kHwcapDotProduct) != 0; }
+bool HasI8mm() { return HasNeonDotProduct() && (getauxval(AT_HWCAP2) & kHwcap2I8mm) != 0; }
+
+#endif  // FIXPOINT_ARM_LEVELS
+
 bool Always() { return true; }
 
 struct Level {
@@ -85,9 +99,12 @@ struct Level {
 
 // Slowest first.
 constexpr Level kLevels[] = {
-    {ReferenceOps, Always}, {PortableOps, Always},
+    {ReferenceOps, Always},       {PortableOps, Always},
 #ifdef FIXPOINT_X86_LEVELS
-    {Avx2Ops, HasAvx2},     {VnniOps, HasVnni},    {AmxOps, HasAmx},
+    {Avx2Ops, HasAvx2},           {VnniOps, HasVnni},    {AmxOps, HasAmx},
+#endif
+#ifdef FIXPOINT_ARM_LEVELS
+    {NeonOps, HasNeonDotProduct}, {I8mmOps, HasI8mm},
 #endif
 };
 

@@ -14,8 +14,8 @@ namespace fixpoint {
 // The fastest supported level. Never the reference.
 const Ops& BestOps();
 
-// The level called "reference", "portable", "avx2", "vnni" or "amx"; nullptr if unknown or not
-// supported here.
+// The level called "reference", "portable", "avx2", "vnni", "amx", "neon" or "i8mm"; nullptr if
+// unknown or not supported here.
 const Ops* FindOps(absl::string_view name);
 
 // Names of the supported levels, slowest first, "reference" included.

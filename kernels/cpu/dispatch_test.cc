@@ -1,6 +1,8 @@
 #include "kernels/cpu/dispatch.h"
 
 #include <cstdlib>
+#include <string>
+#include <utility>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -57,15 +59,24 @@ TEST_F(DispatchTest, UnknownValueIsRefusedByName) {
 }
 
 TEST_F(DispatchTest, KnownButUnsupportedLevelIsRefusedByName) {
-  for (const char* name : {"avx2", "vnni", "amx"}) {
+#ifdef FIXPOINT_X86_LEVELS
+  constexpr bool kX86 = true;
+#else
+  constexpr bool kX86 = false;
+#endif
+#ifdef FIXPOINT_ARM_LEVELS
+  constexpr bool kArm = true;
+#else
+  constexpr bool kArm = false;
+#endif
+  const std::pair<const char*, bool> levels[] = {
+      {"avx2", kX86}, {"vnni", kX86}, {"amx", kX86}, {"neon", kArm}, {"i8mm", kArm}};
+  for (const auto& [name, known] : levels) {
     if (FindOps(name) != nullptr) continue;
     setenv("FIXPOINT_ISA", name, 1);
-    const absl::StatusCode code = SelectOps().status().code();
-#ifdef FIXPOINT_X86_LEVELS
-    EXPECT_EQ(code, absl::StatusCode::kFailedPrecondition) << name;
-#else
-    EXPECT_EQ(code, absl::StatusCode::kInvalidArgument) << name;
-#endif
+    EXPECT_EQ(SelectOps().status().code(),
+              known ? absl::StatusCode::kFailedPrecondition : absl::StatusCode::kInvalidArgument)
+        << name;
   }
 }
 
