@@ -1,6 +1,7 @@
 #include "engine/golden.h"
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -47,6 +48,34 @@ TEST(GoldenTest, DigestIsTheSameForLevelsThreadsAndChunks) {
         ASSERT_TRUE(digest.ok()) << digest.status();
         EXPECT_EQ(*digest, *expected) << level << ", " << threads << " threads, chunk " << chunk;
       }
+    }
+  }
+}
+
+// One value for all architectures too: aarch64 builds run this under an emulator
+// (scripts/test_aarch64.sh).
+TEST(GoldenTest, DigestsOfTinyModelsAreTheRecordedOnes) {
+  const auto prompts = Prompts();
+  const std::pair<TestModelOptions, std::string> models[] = {
+      {{.seed = 1, .prefix_tokens = 1},
+       "c114106825fcd94dc263534b293e2451323a3d904a7c561c4ed014ea383ee1e0"},
+      {{.seed = 2,
+        .layers = 3,
+        .prefix_tokens = 3,
+        .wide_sites = kWideAll,
+        .qkv_bias = true,
+        .qk_hadamard = true,
+        .down_hadamard_block = 32},
+       "4711ccb31a0220ae5c65bc403ff6f55683bf1530d88a5563d5a46f434f4ac4fa"},
+  };
+  for (const auto& [options, recorded] : models) {
+    for (const absl::string_view level : SupportedOps()) {
+      auto executor = CpuExecutor::Create(MakeTestModel(options),
+                                          {.max_step_logits = 100, .ops = FindOps(level)});
+      ASSERT_TRUE(executor.ok()) << executor.status();
+      const auto digest = GoldenDigest(**executor, prompts);
+      ASSERT_TRUE(digest.ok()) << digest.status();
+      EXPECT_EQ(*digest, recorded) << level << ", seed " << options.seed;
     }
   }
 }

@@ -64,9 +64,9 @@ if [ "$fast" = 0 ]; then
   FIXPOINT_MIXES=100 ctest --test-dir build/asan --output-on-failure --timeout 1500
   step "engine and threads under TSan"
   cmake --preset tsan > /dev/null
-  cmake --build build/tsan --target base_test engine_test
+  cmake --build build/tsan --target base_test engine_test golden_test
   FIXPOINT_MIXES=60 FIXPOINT_SCHEDULER_RUNS=500 ctest --test-dir build/tsan --output-on-failure --timeout 1500 \
-    --tests-regex '^(base_test|engine_test)$'
+    --tests-regex '^(base_test|engine_test|golden_test)$'
 fi
 
 step "Python tests"
