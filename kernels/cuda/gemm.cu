@@ -68,29 +68,46 @@ GemmKernel(const GemmParams p) {
   };
   const int32_t end = border(BlockY() + 1);
   for (int32_t step = border(BlockY()) + Warp(); step < end; step += kWarps * kAhead) {
-    Quad low[kAhead][kRows16], high[kAhead][kRows16], b[kAhead][kCols8];
-    // All loads of some steps before the first product: that many bytes are in flight.
-    FIXPOINT_UNROLL
-    for (int32_t a = 0; a < kAhead; ++a) {
-      const int32_t at = step + a * kWarps;
-      if (at >= end) break;
-      const size_t offset = static_cast<size_t>(at) * kGemmDepthStep;
+    if constexpr (kAhead == 1) {
+      // The sums fill the registers: tokens come one tile after the other.
+      const size_t offset = static_cast<size_t>(step) * kGemmDepthStep;
+      Quad low[kRows16], high[kRows16];
       FIXPOINT_UNROLL
       for (int32_t i = 0; i < kRows16; ++i) {
-        low[a][i] = LoadQuad(w[i] + offset);
-        high[a][i] = LoadQuad(w[i] + eight_rows + offset);
+        low[i] = LoadQuad(w[i] + offset);
+        high[i] = LoadQuad(w[i] + eight_rows + offset);
       }
       FIXPOINT_UNROLL
-      for (int32_t j = 0; j < kCols8; ++j) b[a][j] = LoadQuad(x[j] + offset);
-    }
-    FIXPOINT_UNROLL
-    for (int32_t a = 0; a < kAhead; ++a) {
-      if (step + a * kWarps >= end) break;
-      FIXPOINT_UNROLL
-      for (int32_t i = 0; i < kRows16; ++i) {
+      for (int32_t j = 0; j < kCols8; ++j) {
+        const Quad b = LoadQuad(x[j] + offset);
         FIXPOINT_UNROLL
-        for (int32_t j = 0; j < kCols8; ++j) {
-          MultiplyTile64(acc[i][j], low[a][i], high[a][i], b[a][j]);
+        for (int32_t i = 0; i < kRows16; ++i) MultiplyTile64(acc[i][j], low[i], high[i], b);
+      }
+    } else {
+      Quad low[kAhead][kRows16], high[kAhead][kRows16], b[kAhead][kCols8];
+      // All loads of some steps before the first product: that many bytes are in flight.
+      FIXPOINT_UNROLL
+      for (int32_t a = 0; a < kAhead; ++a) {
+        const int32_t at = step + a * kWarps;
+        if (at >= end) break;
+        const size_t offset = static_cast<size_t>(at) * kGemmDepthStep;
+        FIXPOINT_UNROLL
+        for (int32_t i = 0; i < kRows16; ++i) {
+          low[a][i] = LoadQuad(w[i] + offset);
+          high[a][i] = LoadQuad(w[i] + eight_rows + offset);
+        }
+        FIXPOINT_UNROLL
+        for (int32_t j = 0; j < kCols8; ++j) b[a][j] = LoadQuad(x[j] + offset);
+      }
+      FIXPOINT_UNROLL
+      for (int32_t a = 0; a < kAhead; ++a) {
+        if (step + a * kWarps >= end) break;
+        FIXPOINT_UNROLL
+        for (int32_t i = 0; i < kRows16; ++i) {
+          FIXPOINT_UNROLL
+          for (int32_t j = 0; j < kCols8; ++j) {
+            MultiplyTile64(acc[i][j], low[a][i], high[a][i], b[a][j]);
+          }
         }
       }
     }

@@ -49,7 +49,7 @@ std::string CompareGemm(CaseDevice& device, const GemmShape& s, Random* random) 
                                                                .acc_stride = outputs,
                                                                .split_stride = split_stride,
                                                                .plane_stride = plane_stride},
-                                                              nullptr));
+                                                              device.stream()));
   if (!error.empty()) return error;
   const Aligned<int32_t> parts = acc.Read();
   for (int32_t t = 0; t < s.tokens; ++t) {
@@ -164,7 +164,7 @@ std::string EmbedCase(CaseDevice& device) {
       args.token_ids = device_ids.get();
       args.h = device_h.get();
       std::string difference =
-          LaunchError(device.kernels().embed({args, norm.OnDevice()}, nullptr));
+          LaunchError(device.kernels().embed({args, norm.OnDevice()}, device.stream()));
       if (difference.empty()) difference = Compare(h, device_h.Read());
       if (difference.empty()) difference = norm.actual.Compare(norm.expected, kTokens, hidden);
       if (!difference.empty()) return At(difference, hidden, round);
@@ -191,7 +191,7 @@ std::string ResidualCase(CaseDevice& device) {
       std::string difference = LaunchError(
           device.kernels().residual({acc.view(), kTokens, hidden, wide.on_device(), device_h.get(),
                                      last ? CudaNorm{} : norm.OnDevice()},
-                                    nullptr));
+                                    device.stream()));
       if (difference.empty()) difference = Compare(h, device_h.Read());
       if (difference.empty()) {
         difference = norm.actual.Compare(norm.expected, kTokens, last ? 0 : hidden);
@@ -220,7 +220,7 @@ std::string GatherNormCase(CaseDevice& device) {
       ReferenceOps().rms_norm(norm.Reference(gathered.data(), 2, hidden));
       DeviceArray<int32_t> device_h(device, h), device_rows(device, rows);
       std::string difference = LaunchError(device.kernels().gather_norm(
-          {device_h.get(), device_rows.get(), 2, hidden, norm.OnDevice()}, nullptr));
+          {device_h.get(), device_rows.get(), 2, hidden, norm.OnDevice()}, device.stream()));
       if (difference.empty()) difference = norm.actual.Compare(norm.expected, 2, hidden);
       if (!difference.empty()) return At(difference, hidden, round);
     }
@@ -240,7 +240,7 @@ std::string LogitsCase(CaseDevice& device) {
                              expected.data(), static_cast<size_t>(vocab)});
       DeviceArray<int32_t> actual(device, expected.size());
       std::string difference = LaunchError(device.kernels().logits(
-          {acc.view(), kRows, vocab, wide.on_device(), actual.get()}, nullptr));
+          {acc.view(), kRows, vocab, wide.on_device(), actual.get()}, device.stream()));
       if (difference.empty()) difference = Compare(expected, actual.Read());
       if (!difference.empty()) return At(difference, vocab, round);
     }
@@ -270,7 +270,7 @@ std::string SwiGluCase(CaseDevice& device) {
       std::string difference = LaunchError(device.kernels().swiglu(
           {acc.view(), kTokens, channels, gate.on_device(), up.on_device(), multiplier,
            sigmoid_shift, product_shift, block, out.on_device(), actual.planes()},
-          nullptr));
+          device.stream()));
       if (difference.empty()) difference = actual.Compare(expected, kTokens, channels);
       if (!difference.empty()) return At(difference, channels, 1000 * block + round);
     }
@@ -300,7 +300,7 @@ std::string EveryGateCase(CaseDevice& device) {
   const Accumulators view = {.data = device_acc.get(), .stride = 2 * kChannels};
   const std::string error = LaunchError(device.kernels().swiglu(
       {view, 1, kChannels, device_in, device_in, 16384, 14, 1, 1, device_out, actual.planes()},
-      nullptr));
+      device.stream()));
   return error.empty() ? actual.Compare(expected, 1, kChannels) : error;
 }
 

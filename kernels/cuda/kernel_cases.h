@@ -15,6 +15,7 @@ class CaseDevice {
  public:
   virtual ~CaseDevice() = default;
   virtual const CudaKernels& kernels() const = 0;
+  virtual CudaStream* stream() { return nullptr; }
   virtual void* Allocate(size_t bytes) = 0;  // aligned to 256 bytes, at least one byte
   virtual void Free(void* memory) = 0;
   virtual void Upload(void* device, const void* host, size_t bytes) = 0;

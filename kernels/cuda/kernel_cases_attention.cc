@@ -146,7 +146,7 @@ class Batch {
                                     .out = out.planes()};
     int error = 0;
     if (!decode) {
-      error = device.kernels().attend_prefill(args, nullptr);
+      error = device.kernels().attend_prefill(args, device.stream());
     } else {
       const int32_t splits = (most_blocks + split_blocks - 1) / split_blocks;
       const size_t parts = tiles.size() * static_cast<size_t>(heads_.kv_heads) *
@@ -165,7 +165,7 @@ class Batch {
                                               .maxima = maxima.get(),
                                               .denominators = denominators.get(),
                                               .sums = sums.get()},
-                                             nullptr);
+                                             device.stream());
       // The memory must live until the kernels are done.
       if (error == 0) maxima.Read();
     }
@@ -370,7 +370,7 @@ std::string RotateCase(CaseDevice& device) {
                                                .q = device_q.get(),
                                                .q_stride = q_stride,
                                                .cache = {device_cache.get(), cache.block_stride}},
-                                              nullptr));
+                                              device.stream()));
       if (difference.empty()) difference = Compare(q, device_q.Read());
       if (difference.empty()) difference = Compare(cache.ours, device_cache.Read());
       if (!difference.empty()) {
