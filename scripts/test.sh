@@ -69,6 +69,11 @@ if [ "$fast" = 0 ]; then
     --tests-regex '^(base_test|engine_test|golden_test)$'
 fi
 
+if [ "$fast" = 0 ]; then
+  step "aarch64 under qemu"
+  env --unset=FIXPOINT_BUNDLE scripts/test_aarch64.sh
+fi
+
 step "Python tests"
 # The long run under load as a short one: the ten minutes are for whoever calls pytest without this.
 export FIXPOINT_SOAK_SECONDS=${FIXPOINT_SOAK_SECONDS:-60}
