@@ -84,8 +84,8 @@ void AddCalibrate(CLI::App& app, CommandLine& c) {
                  "text file to calibrate on, repeatable (default: the model writes its own)")
       ->take_all();
   app.add_option("--budget", c.calibrate.budget,
-                 "perplexity allowed over float; decides the int16 inputs")
-      ->capture_default_str();
+                 "perplexity allowed over float; decides the int16 inputs (default: 1%, with ce "
+                 "0.3%)");
   app.add_option("--seed", c.calibrate.seed, "of rotation and generated text")
       ->capture_default_str();
   AddTraining(app, c.calibrate);

@@ -18,7 +18,7 @@ namespace fixpoint {
 struct CalibrateFlags {
   std::string model, output;
   std::vector<std::string> corpus;
-  std::string budget = "1%";  // "1%", "0.5 %" or a fraction such as 0.01
+  std::optional<std::string> budget;  // "1%", "0.5 %", 0.01; none: 1 %, or 0.3 % for "ce"
   uint64_t seed = 0;
   int threads = 0;  // 0: every CPU that the process may use
   ProgressKind progress = ProgressKind::kBar;
