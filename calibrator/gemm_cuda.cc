@@ -7,7 +7,7 @@
 #include "base/status_macros.h"
 #ifdef FIXPOINT_WITH_CUDA
 #include "calibrator/cuda/cublaslt_gemm.h"
-#include "calibrator/cuda/cuda_api.h"
+#include "kernels/cuda/cuda_api.h"
 #endif
 
 namespace fixpoint {

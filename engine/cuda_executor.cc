@@ -364,7 +364,7 @@ absl::StatusOr<Accumulators> CudaExecutor::LargeLinear(const LlamaLinear& linear
 int32_t CudaExecutor::Splits(const LlamaLinear& linear, int32_t tokens, int32_t planes) const {
   constexpr int64_t kStepsOfBlock = 8;
   const int64_t columns = int64_t{tokens} * planes;
-  const int64_t rows = columns <= 16 ? 16 : columns <= 32 ? 32 : 64;
+  const int64_t rows = columns <= 16 ? 16 : columns <= 32 ? 32 : 48;  // of kernels/cuda/gemm.cu
   const int64_t blocks = CeilDiv(linear.outputs, rows) * CeilDiv(columns, kSkinnyTokens);
   const int64_t wanted = CeilDiv(int64_t{2} * device_->multiprocessors(), blocks);
   const int64_t steps = linear.depth / kGemmDepthStep;

@@ -2,14 +2,21 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "base/available_memory.h"
 #include "base/status_macros.h"
 #include "bundle/format.h"
 #include "engine/cpu_executor.h"
+#include "engine/cuda_executor.h"
 #include "engine/engine.h"
+#include "engine/nvidia_device.h"
 #include "grammar/constraint_factory.h"
 #include "server/chat_renderer.h"
 #include "server/log.h"
@@ -54,12 +61,56 @@ ConstraintMaker MakeConstraints(const Tokenizer& tokenizer) {
   };
 }
 
+// N of "cuda:N".
+std::optional<int> CudaIndex(absl::string_view device) {
+  int index = 0;
+  if (!absl::ConsumePrefix(&device, "cuda:") || device.empty() || !absl::ascii_isdigit(device[0]) ||
+      !absl::SimpleAtoi(device, &index)) {
+    return std::nullopt;
+  }
+  return index;
+}
+
+absl::StatusOr<std::unique_ptr<Executor>> CreateCpuExecutor(IntegerModel model,
+                                                            const LoadOptions& options,
+                                                            CpuExecutorOptions executor_options) {
+  executor_options.threads = options.threads;
+  executor_options.kv_cache_bytes = options.kv_cache_bytes;
+  if (executor_options.kv_cache_bytes == 0) {
+    ASSIGN_OR_RETURN(const int64_t free_bytes, AvailableMemoryBytes());
+    executor_options.kv_cache_bytes = AutomaticKvCacheBytes(model, options.max_running, free_bytes);
+  }
+  return CpuExecutor::Create(std::move(model), executor_options);
+}
+
+// A step must hold one token and one row of logits of each running request, and some prompt.
+absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(IntegerModel model,
+                                                         const LoadOptions& options,
+                                                         int mixed_prefill_tokens) {
+  const int least_tokens = options.max_running + mixed_prefill_tokens;
+  const std::optional<int> cuda = CudaIndex(options.device);
+  if (!cuda.has_value()) {
+    CpuExecutorOptions cpu_options;
+    cpu_options.max_step_logits = std::max(cpu_options.max_step_logits, options.max_running);
+    cpu_options.max_step_tokens = std::max(cpu_options.max_step_tokens, least_tokens);
+    return CreateCpuExecutor(std::move(model), options, cpu_options);
+  }
+  CudaExecutorOptions cuda_options{.kv_cache_bytes = options.kv_cache_bytes};
+  cuda_options.max_step_logits = std::max(cuda_options.max_step_logits, options.max_running);
+  cuda_options.max_step_tokens = std::max(cuda_options.max_step_tokens, least_tokens);
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CreateNvidiaDevice(*cuda));
+  return CudaExecutor::Create(std::move(model), std::move(device), cuda_options);
+}
+
 }  // namespace
 
 absl::Status CheckDevice(const std::string& device) {
-  if (device == "cpu") return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--device: unknown device '", device, "'; this build serves on: cpu"));
+  if (device == "cpu" || (BuiltWithCuda() && CudaIndex(device).has_value())) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat("--device: unknown device '", device,
+                                                 "'; this build serves on: cpu",
+                                                 BuiltWithCuda() ? ", cuda:N" : ""));
 }
 
 std::string ModelName(const std::string& path) {
@@ -88,20 +139,9 @@ absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std:
   engine_options.max_running = options.max_running;
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer,
                    Tokenizer::Create(std::move(bundle.tokenizer)));
-  CpuExecutorOptions executor_options{.threads = options.threads,
-                                      .kv_cache_bytes = options.kv_cache_bytes};
-  // A step must hold one token and one row of logits of each running request, and some prompt.
-  executor_options.max_step_logits =
-      std::max(executor_options.max_step_logits, options.max_running);
-  executor_options.max_step_tokens = std::max(
-      executor_options.max_step_tokens, options.max_running + engine_options.mixed_prefill_tokens);
-  if (executor_options.kv_cache_bytes == 0) {
-    ASSIGN_OR_RETURN(const int64_t free_bytes, AvailableMemoryBytes());
-    executor_options.kv_cache_bytes =
-        AutomaticKvCacheBytes(bundle.model, options.max_running, free_bytes);
-  }
-  ASSIGN_OR_RETURN(std::unique_ptr<CpuExecutor> executor,
-                   CpuExecutor::Create(std::move(bundle.model), executor_options));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Executor> executor,
+      CreateExecutor(std::move(bundle.model), options, engine_options.mixed_prefill_tokens));
   RETURN_IF_ERROR(
       RunSelfTest(*executor, *tokenizer, bundle.golden_digest, options.self_test_budget));
   std::unique_ptr<Engine> engine = Engine::Create(executor.get(), engine_options, observer);

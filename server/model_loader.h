@@ -13,9 +13,9 @@
 namespace fixpoint {
 
 struct LoadOptions {
-  std::string device = "cpu";  // the only one so far
+  std::string device = "cpu";  // or "cuda:N" in a build with CUDA
   int threads = 0;             // 0: every CPU that the process may use
-  int64_t kv_cache_bytes = 0;  // 0: AutomaticKvCacheBytes
+  int64_t kv_cache_bytes = 0;  // 0: AutomaticKvCacheBytes; on a GPU nine tenths of what is free
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;
   absl::Duration max_queue_time = absl::InfiniteDuration();
@@ -23,7 +23,8 @@ struct LoadOptions {
   absl::Duration self_test_budget = absl::Seconds(2);  // of the golden run; see self_test.h
 };
 
-// OK for a device that this build can serve on. INVALID_ARGUMENT names it.
+// OK for a device that this build can serve on, whether or not this machine has it.
+// INVALID_ARGUMENT names it.
 absl::Status CheckDevice(const std::string& device);
 
 // Half of the free memory, but no more than max_running sequences of full length take, and no less

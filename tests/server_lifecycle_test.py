@@ -232,7 +232,7 @@ def test_file_that_is_no_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("flags, named", [
-    (("--device", "cuda:0"), "unknown device 'cuda:0'"),
+    (("--device", "gpu:0"), "unknown device 'gpu:0'"),
     (("--listen", "nowhere"), "'nowhere'"),
     (("--listen", "127.0.0.1:99999"), "99999"),
     (("--http", "example.org:80"), "example.org"),

@@ -5,8 +5,8 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "calibrator/cuda/cuda_api.h"
 #include "calibrator/gemm.h"
+#include "kernels/cuda/cuda_api.h"
 
 namespace fixpoint {
 

@@ -6,8 +6,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "calibrator/cuda/cuda_api.h"
 #include "calibrator/gemm.h"
+#include "kernels/cuda/cuda_api.h"
 
 namespace fixpoint {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "calibrator/cuda/cuda_api.h"
+#include "kernels/cuda/cuda_api.h"
 
 namespace fixpoint {
 

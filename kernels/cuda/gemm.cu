@@ -156,7 +156,8 @@ int Gemm(const CudaGemmArgs& args, CudaStream* stream) {
   if (p.columns <= 8) return LaunchGemm<1, 1, 4>(p, stream);
   if (p.columns <= 16) return LaunchGemm<1, 2, 4>(p, stream);
   if (p.columns <= 32) return LaunchGemm<2, 4, 2>(p, stream);
-  return LaunchGemm<4, 8, 1>(p, stream);
+  // Not 4 * 16 rows: sm_120 would spill registers.
+  return LaunchGemm<3, 8, 1>(p, stream);
 }
 
 }  // namespace fixpoint::FIXPOINT_CUDA_NAMESPACE

@@ -1,6 +1,7 @@
-// The functions of the CUDA runtime and cuBLASLt that the calibrator calls, as a table that is
-// filled when the program runs: a binary that was built with CUDA starts on a machine without it.
-// Compiled only where CUDA's headers are (FIXPOINT_CUDA in CMakeLists.txt).
+// The functions of cuBLASLt (for engine and calibrator) and of the CUDA runtime (for the
+// calibrator) as tables that are filled when the program runs: a binary that was built with CUDA
+// starts on a machine without it. Compiled only where CUDA's headers are (FIXPOINT_CUDA,
+// cmake/cuda.cmake).
 #pragma once
 
 #include <cublasLt.h>
@@ -43,20 +44,31 @@
 
 namespace fixpoint {
 
-struct CudaApi {
+struct CublasLtApi {
 #define FIXPOINT_MEMBER(name) decltype(&::name) name = nullptr;
-  FIXPOINT_CUDA_RUNTIME_FUNCTIONS(FIXPOINT_MEMBER)
   FIXPOINT_CUBLASLT_FUNCTIONS(FIXPOINT_MEMBER)
 #undef FIXPOINT_MEMBER
 
+  // OK for success, else INTERNAL with the status's name.
+  absl::Status Check(cublasStatus_t status, absl::string_view what) const;
+};
+
+struct CudaApi : CublasLtApi {
+#define FIXPOINT_MEMBER(name) decltype(&::name) name = nullptr;
+  FIXPOINT_CUDA_RUNTIME_FUNCTIONS(FIXPOINT_MEMBER)
+#undef FIXPOINT_MEMBER
+
+  using CublasLtApi::Check;
   // OK for success; RESOURCE_EXHAUSTED for a lack of device memory, which leaves the device usable;
   // INTERNAL, with the error's name, for the rest, most of which do not.
   absl::Status Check(cudaError_t error, absl::string_view what) const;
-  absl::Status Check(cublasStatus_t status, absl::string_view what) const;
 };
 
 // Loads libcudart and libcublasLt, version 13 or else 12, at the first call; they stay loaded.
 // FAILED_PRECONDITION says which was not found. Thread-safe.
 absl::StatusOr<const CudaApi*> LoadCudaApi();
+// The same of libcublasLt alone, of the version that this was compiled with: for programs that
+// contain the CUDA runtime.
+absl::StatusOr<const CublasLtApi*> LoadCublasLt();
 
 }  // namespace fixpoint

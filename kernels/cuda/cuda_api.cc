@@ -1,4 +1,4 @@
-#include "calibrator/cuda/cuda_api.h"
+#include "kernels/cuda/cuda_api.h"
 
 #include <dlfcn.h>
 
@@ -24,17 +24,27 @@ absl::Status FindFunction(void* library, const char* name, Function* function) {
   return absl::FailedPreconditionError(dlerror());
 }
 
-// Both libraries of one version; a mix would share no contexts.
-absl::Status LoadVersion(int version, CudaApi* api) {
-  ASSIGN_OR_RETURN(void* const runtime, OpenLibrary(absl::StrCat("libcudart.so.", version)));
-  ASSIGN_OR_RETURN(void* const cublaslt, OpenLibrary(absl::StrCat("libcublasLt.so.", version)));
-#define FIXPOINT_FIND(name) RETURN_IF_ERROR(FindFunction(runtime, #name, &api->name));
-  FIXPOINT_CUDA_RUNTIME_FUNCTIONS(FIXPOINT_FIND)
-#undef FIXPOINT_FIND
-#define FIXPOINT_FIND(name) RETURN_IF_ERROR(FindFunction(cublaslt, #name, &api->name));
+absl::Status LoadCublasLtVersion(int version, CublasLtApi* api) {
+  ASSIGN_OR_RETURN(void* const library, OpenLibrary(absl::StrCat("libcublasLt.so.", version)));
+#define FIXPOINT_FIND(name) RETURN_IF_ERROR(FindFunction(library, #name, &api->name));
   FIXPOINT_CUBLASLT_FUNCTIONS(FIXPOINT_FIND)
 #undef FIXPOINT_FIND
   return absl::OkStatus();
+}
+
+// Both libraries of one version; a mix would share no contexts.
+absl::Status LoadVersion(int version, CudaApi* api) {
+  ASSIGN_OR_RETURN(void* const runtime, OpenLibrary(absl::StrCat("libcudart.so.", version)));
+#define FIXPOINT_FIND(name) RETURN_IF_ERROR(FindFunction(runtime, #name, &api->name));
+  FIXPOINT_CUDA_RUNTIME_FUNCTIONS(FIXPOINT_FIND)
+#undef FIXPOINT_FIND
+  return LoadCublasLtVersion(version, api);
+}
+
+absl::StatusOr<CublasLtApi> LoadOwnCublasLt() {
+  CublasLtApi api;
+  RETURN_IF_ERROR(LoadCublasLtVersion(CUDART_VERSION / 1000, &api));
+  return api;
 }
 
 absl::StatusOr<CudaApi> LoadAnyVersion() {
@@ -61,13 +71,20 @@ absl::Status CudaApi::Check(cudaError_t error, absl::string_view what) const {
                                             : absl::InternalError(message);
 }
 
-absl::Status CudaApi::Check(cublasStatus_t status, absl::string_view what) const {
+absl::Status CublasLtApi::Check(cublasStatus_t status, absl::string_view what) const {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(what, ": ", cublasLtGetStatusName(status)));
 }
 
 absl::StatusOr<const CudaApi*> LoadCudaApi() {
   static const absl::StatusOr<CudaApi>& api = *new absl::StatusOr<CudaApi>(LoadAnyVersion());
+  if (!api.ok()) return api.status();
+  return &*api;
+}
+
+absl::StatusOr<const CublasLtApi*> LoadCublasLt() {
+  static const absl::StatusOr<CublasLtApi>& api =
+      *new absl::StatusOr<CublasLtApi>(LoadOwnCublasLt());
   if (!api.ok()) return api.status();
   return &*api;
 }

@@ -1,0 +1,174 @@
+// The runtime is linked statically with the kernels; cuBLASLt is loaded, as it is large and not
+// needed for every use. Both work in the device's primary context.
+#include "engine/nvidia_device.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "engine/int8_matmul.h"
+
+namespace fixpoint {
+namespace {
+
+constexpr int kMinCapabilityMajor = 8;  // mma.sync of int8 with 32 of depth
+
+class NvidiaDevice final : public CudaDevice {
+ public:
+  explicit NvidiaDevice(int index) : index_(index) {}
+  NvidiaDevice(const NvidiaDevice&) = delete;
+  NvidiaDevice& operator=(const NvidiaDevice&) = delete;
+  // Errors while everything ends are nobody's any more.
+  ~NvidiaDevice() override {
+    cudaSetDevice(index_);
+    if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+    matmuls_.clear();
+    if (handle_ != nullptr) cublaslt_->cublasLtDestroy(handle_);
+    for (void* memory : device_memory_) cudaFree(memory);
+    for (void* memory : host_memory_) cudaFreeHost(memory);
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+
+  absl::Status Open() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("cuda:", index_, ": no CUDA driver or device (", cudaGetErrorName(error),
+                       ": ", cudaGetErrorString(error), ")"));
+    }
+    if (index_ < 0 || index_ >= count) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("cuda:", index_, ": this machine has ", count, " CUDA devices"));
+    }
+    RETURN_IF_ERROR(Check(cudaSetDevice(index_), "cudaSetDevice"));
+    int major = 0;
+    RETURN_IF_ERROR(Check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index_),
+                          "cudaDeviceGetAttribute"));
+    if (major < kMinCapabilityMajor) {
+      return absl::FailedPreconditionError(absl::StrCat("cuda:", index_, ": compute capability ",
+                                                        major, ", at least 8.0 is needed"));
+    }
+    RETURN_IF_ERROR(
+        Check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index_),
+              "cudaDeviceGetAttribute"));
+    RETURN_IF_ERROR(Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
+                          "cudaStreamCreateWithFlags"));
+    return OpenCublasLt();
+  }
+
+  const CudaKernels& kernels() const override { return DeviceKernels(); }
+  CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_); }
+  int32_t multiprocessors() const override { return multiprocessors_; }
+  bool has_matmul() const override { return handle_ != nullptr; }
+
+  absl::StatusOr<int64_t> FreeBytes() override {
+    RETURN_IF_ERROR(Use());
+    size_t free_bytes = 0, all_bytes = 0;
+    RETURN_IF_ERROR(Check(cudaMemGetInfo(&free_bytes, &all_bytes), "cudaMemGetInfo"));
+    return static_cast<int64_t>(free_bytes);
+  }
+
+  absl::StatusOr<int8_t*> Allocate(int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    void* memory = nullptr;
+    RETURN_IF_ERROR(Check(cudaMalloc(&memory, static_cast<size_t>(bytes)), "cudaMalloc"));
+    device_memory_.push_back(memory);
+    RETURN_IF_ERROR(
+        Check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream_), "cudaMemsetAsync"));
+    return static_cast<int8_t*>(memory);
+  }
+
+  absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    void* memory = nullptr;
+    RETURN_IF_ERROR(Check(cudaMallocHost(&memory, static_cast<size_t>(bytes)), "cudaMallocHost"));
+    host_memory_.push_back(memory);
+    auto* begin = static_cast<int8_t*>(memory);
+    std::fill(begin, begin + bytes, int8_t{0});
+    return begin;
+  }
+
+  absl::Status Upload(void* device, const void* host, int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    return Check(
+        cudaMemcpyAsync(device, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_),
+        "cudaMemcpyAsync to the device");
+  }
+
+  absl::Status Download(void* host, const void* device, int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(Check(
+        cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+        "cudaMemcpyAsync from the device"));
+    return Synchronize();
+  }
+
+  absl::Status Synchronize() override {
+    RETURN_IF_ERROR(Use());
+    return Check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  }
+
+  absl::Status Launched(int error, absl::string_view what) override {
+    return Check(static_cast<cudaError_t>(error), what);
+  }
+
+  absl::Status Matmul(const CudaMatmul& m) override {
+    RETURN_IF_ERROR(ValidateMatmul(m));
+    RETURN_IF_ERROR(Use());
+    std::unique_ptr<Int8Matmul>& matmul = matmuls_[Int8Matmul::KeyOf(m)];
+    if (matmul == nullptr) {
+      ASSIGN_OR_RETURN(matmul, Int8Matmul::Create(*cublaslt_, handle_, m));
+    }
+    return matmul->Run(handle_, stream_, m);
+  }
+
+ private:
+  // The current device belongs to the calling thread.
+  absl::Status Use() { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
+
+  absl::Status OpenCublasLt() {
+    const absl::StatusOr<const CublasLtApi*> api = LoadCublasLt();
+    if (!api.ok()) return absl::OkStatus();  // our own kernel does what it would do
+    cublaslt_ = *api;
+    return cublaslt_->Check(cublaslt_->cublasLtCreate(&handle_), "cublasLtCreate");
+  }
+
+  absl::Status Check(cudaError_t error, absl::string_view what) const {
+    if (error == cudaSuccess) return absl::OkStatus();
+    cudaGetLastError();  // one that is not sticky should not turn up at the next call
+    const std::string message =
+        absl::StrCat("cuda:", index_, ": ", what, ": ", cudaGetErrorName(error), " (",
+                     cudaGetErrorString(error), ")");
+    return error == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(message)
+                                              : absl::InternalError(message);
+  }
+
+  const int index_;
+  int multiprocessors_ = 0;
+  cudaStream_t stream_ = nullptr;
+  const CublasLtApi* cublaslt_ = nullptr;
+  cublasLtHandle_t handle_ = nullptr;
+  // One for each number of tokens that has come up: at most max_step_tokens a layer's shape.
+  absl::flat_hash_map<Int8Matmul::Key, std::unique_ptr<Int8Matmul>> matmuls_;
+  std::vector<void*> device_memory_, host_memory_;
+};
+
+}  // namespace
+
+bool BuiltWithCuda() { return true; }
+
+absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index) {
+  auto device = std::make_unique<NvidiaDevice>(index);
+  RETURN_IF_ERROR(device->Open());
+  return device;
+}
+
+}  // namespace fixpoint
