@@ -5,8 +5,8 @@ function(fixpoint_library name)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
 endfunction()
 
-# Everything that fixpoint_test makes: what the sanitizer builds need.
-add_custom_target(unit_tests)
+# Every fixpoint_test without the label `slow_build`: what CI's sanitizer build makes.
+add_custom_target(sanitized_tests)
 
 # fixpoint_test(NAME SOURCES ... DEPS ... [LABELS ...]): a GoogleTest program, registered with ctest as one test.
 # Tests find the shared data through FIXPOINT_DATA and the real model through FIXPOINT_MODEL; without them they skip aloud.
@@ -18,7 +18,9 @@ function(fixpoint_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  add_dependencies(unit_tests ${name})
+  if(NOT "slow_build" IN_LIST ARG_LABELS)
+    add_dependencies(sanitized_tests ${name})
+  endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS "unit;${ARG_LABELS}")
 endfunction()

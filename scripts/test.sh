@@ -57,11 +57,13 @@ ctest --test-dir build/release --output-on-failure --timeout 900
 
 if [ "$fast" = 0 ]; then
   step "build with ASan and UBSan"
-  # Without the server: its gRPC objects alone would take as long as the rest, and every parser of files is below it.
+  # Without the server and the calibrator's float side, whose objects alone would take twice as long as the rest: every parser
+  # of files, the engine and the kernels are in. The whole: cmake --preset asan, then ctest.
   cmake --preset asan -DFIXPOINT_BUILD_SERVER=OFF > /dev/null
-  cmake --build build/asan
+  cmake --build build/asan --target sanitized_tests
   step "C++ tests under ASan and UBSan"
-  FIXPOINT_MIXES=100 ctest --test-dir build/asan --output-on-failure --timeout 1500
+  FIXPOINT_MIXES=100 ctest --test-dir build/asan --output-on-failure --timeout 1500 --parallel 2 \
+    --label-regex '^unit$' --label-exclude slow_build
   step "engine and threads under TSan"
   cmake --preset tsan > /dev/null
   cmake --build build/tsan --target base_test engine_test golden_test
