@@ -5,7 +5,7 @@ function(fixpoint_library name)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
 endfunction()
 
-# Every fixpoint_test without the label `slow_build`: what CI's sanitizer build makes.
+# Every fixpoint_test without the label `unsanitized`: what CI's sanitizer build makes.
 add_custom_target(sanitized_tests)
 
 # fixpoint_test(NAME SOURCES ... DEPS ... [LABELS ...]): a GoogleTest program, registered with ctest as one test.
@@ -18,7 +18,7 @@ function(fixpoint_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  if(NOT "slow_build" IN_LIST ARG_LABELS)
+  if(NOT "unsanitized" IN_LIST ARG_LABELS)
     add_dependencies(sanitized_tests ${name})
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})

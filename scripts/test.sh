@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test: C++ (ctest), Python (pytest, real server, real model), sanitizers,
-# format and lint. About 45 minutes on 2 cores from nothing. Never gates on a timing.
-#   --fast   no sanitizer build, no real model
+# aarch64 under qemu, containers, format and lint. About 55 minutes on 2 cores from nothing. Never gates on a timing.
+#   --fast   no sanitizers, no aarch64, no containers, no real model
 # FIXPOINT_DATA names a folder with dev.txt and calibration.txt (default ../shared/data/wikitext2); tests that need what is
 # not there skip aloud.
 set -euo pipefail
@@ -57,21 +57,19 @@ ctest --test-dir build/release --output-on-failure --timeout 900
 
 if [ "$fast" = 0 ]; then
   step "build with ASan and UBSan"
-  # Without the server and the calibrator's float side, whose objects alone would take twice as long as the rest: every parser
-  # of files, the engine and the kernels are in. The whole: cmake --preset asan, then ctest.
+  # Without the server and the calibrator's float side, whose objects alone would take twice as long as the rest, and the CUDA
+  # executor, whose emulated threads take minutes: every parser of files, engine and kernels are in. The whole: cmake --preset
+  # asan, then ctest.
   cmake --preset asan -DFIXPOINT_BUILD_SERVER=OFF > /dev/null
   cmake --build build/asan --target sanitized_tests
   step "C++ tests under ASan and UBSan"
-  FIXPOINT_MIXES=100 ctest --test-dir build/asan --output-on-failure --timeout 1500 --parallel 2 \
-    --label-regex '^unit$' --label-exclude slow_build
+  FIXPOINT_MIXES=50 ctest --test-dir build/asan --output-on-failure --timeout 1500 --parallel 2 \
+    --label-regex '^unit$' --label-exclude unsanitized
   step "engine and threads under TSan"
   cmake --preset tsan > /dev/null
-  cmake --build build/tsan --target base_test engine_test golden_test
-  FIXPOINT_MIXES=60 FIXPOINT_SCHEDULER_RUNS=500 ctest --test-dir build/tsan --output-on-failure --timeout 1500 \
-    --tests-regex '^(base_test|engine_test|golden_test)$'
-fi
-
-if [ "$fast" = 0 ]; then
+  cmake --build build/tsan --target base_test engine_test
+  FIXPOINT_MIXES=20 FIXPOINT_SCHEDULER_RUNS=200 ctest --test-dir build/tsan --output-on-failure --timeout 1500 \
+    --tests-regex '^(base_test|engine_test)$'
   step "aarch64 under qemu"
   env --unset=FIXPOINT_BUNDLE scripts/test_aarch64.sh
 fi
@@ -82,7 +80,12 @@ export FIXPOINT_SOAK_SECONDS=${FIXPOINT_SOAK_SECONDS:-60}
 FIXPOINT_BIN=$PWD/build/release/bin "$venv/bin/python" -m pytest -q -rs tests
 if [ "$fast" = 0 ]; then
   step "containers behind a load balancer"
-  scripts/packages.sh e2e || echo "SKIPPED tests/e2e: its packages cannot be installed"
-  scripts/e2e.sh
+  # CI ends everything at 60 minutes, and this takes up to 8 where nothing is cached.
+  if [ "$SECONDS" -gt "${FIXPOINT_E2E_BEFORE_SECONDS:-3000}" ]; then
+    echo "SKIPPED tests/e2e: $SECONDS s are gone (FIXPOINT_E2E_BEFORE_SECONDS); scripts/e2e.sh runs it alone"
+  else
+    scripts/packages.sh e2e || echo "tests/e2e: its packages cannot be installed"
+    scripts/e2e.sh
+  fi
 fi
 step "done"
