@@ -33,7 +33,11 @@ if ! buildah inspect --type image "$base" > /dev/null 2>&1; then
   fi
 fi
 
-cache=(--build-arg "LANG=${LANG:-}" --build-arg "LC_ALL=${LC_ALL:-}")
+cache=()
+# Only what is set: ccache tells an empty variable from none.
+for name in LANG LC_ALL; do
+  [ -z "${!name+set}" ] || cache+=(--build-arg "$name=${!name}")
+done
 if command -v ccache > /dev/null; then
   directory=$(ccache --get-config cache_dir)
   mkdir -p "$directory"

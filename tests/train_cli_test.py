@@ -170,6 +170,7 @@ def test_the_adapted_track_is_reported_beside_its_float_control(calibrate, tiny)
     output = tiny[0] / "adapted.fixpoint"
     run(calibrate, tiny, output, "--objective", "ce", "--gain-rate", "0.01")
     provenance = figures(calibrate, output)["provenance"]
+    assert provenance["settings"]["budget"] == 0.003  # unless another is asked for
     held_out = provenance["held_out"]
     # The text has only twenty words: both learn it.
     assert held_out["integer"]["relative_percent"] < -5

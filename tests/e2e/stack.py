@@ -10,7 +10,7 @@ import time
 import urllib.parse
 import urllib.request
 
-from serving import CLIENT, Code, grpc
+from serving import CLIENT, grpc
 from conftest import ROOT
 
 IMAGE = os.environ.get("FIXPOINT_E2E_IMAGE", "")
