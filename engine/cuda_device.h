@@ -17,6 +17,9 @@ namespace fixpoint {
 class CudaDevice {
  public:
   virtual ~CudaDevice() = default;
+  // Makes this the calling thread's device, as every other function that can fail does: comes
+  // before functions of kernels() where another device was used in between.
+  virtual absl::Status Use() = 0;
   virtual const CudaKernels& kernels() const = 0;
   virtual CudaStream* stream() const = 0;
   virtual int32_t multiprocessors() const = 0;
@@ -33,6 +36,9 @@ class CudaDevice {
   virtual absl::Status Upload(void* device, const void* host, int64_t bytes) = 0;
   // Copies to the host and waits for everything enqueued before.
   virtual absl::Status Download(void* host, const void* device, int64_t bytes) = 0;
+  // The same of rows that lie one behind the other on the device and host_stride bytes apart here.
+  virtual absl::Status DownloadRows(void* host, int64_t host_stride, const void* device,
+                                    int64_t row_bytes, int64_t rows) = 0;
   // Waits for everything enqueued; errors of kernels turn up here.
   virtual absl::Status Synchronize() = 0;
 

@@ -1,5 +1,5 @@
-// A CudaDevice in the host's memory, for tests without a GPU: kernels run on the emulator,
-// cuBLASLt's products as plain loops behind ValidateMatmul. Slow.
+// CudaDevices in the host's memory, for tests without a GPU: kernels run on the emulator,
+// cuBLASLt's products as plain loops behind ValidateMatmul, NCCL's sum as another. Slow.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/aligned_buffer.h"
+#include "engine/cuda_collective.h"
 #include "engine/cuda_device.h"
 
 namespace fixpoint {
@@ -28,6 +29,7 @@ class EmulatedDevice final : public CudaDevice {
   // `state` must outlive the device.
   explicit EmulatedDevice(EmulatedDeviceState* state) : state_(*state) {}
 
+  absl::Status Use() override;
   const CudaKernels& kernels() const override { return EmulatedKernels(); }
   CudaStream* stream() const override { return nullptr; }
   int32_t multiprocessors() const override { return state_.multiprocessors; }
@@ -36,13 +38,14 @@ class EmulatedDevice final : public CudaDevice {
   absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) override;
   absl::Status Upload(void* device, const void* host, int64_t bytes) override;
   absl::Status Download(void* host, const void* device, int64_t bytes) override;
-  absl::Status Synchronize() override { return Lost(); }
+  absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
+                            int64_t rows) override;
+  absl::Status Synchronize() override { return Use(); }
   absl::Status Launched(int error, absl::string_view what) override;
   bool has_matmul() const override { return state_.has_matmul; }
   absl::Status Matmul(const CudaMatmul& matmul) override;
 
  private:
-  absl::Status Lost() const;
   // INTERNAL unless the bytes lie in memory of this device.
   absl::Status CheckInside(const void* at, int64_t bytes) const;
 
@@ -54,6 +57,24 @@ class EmulatedDevice final : public CudaDevice {
     int64_t bytes = 0;
   };
   std::vector<Piece> pieces_;
+};
+
+struct EmulatedCollectiveState {
+  int fail_after = -1;  // counts down; at 0 every call fails from then on
+
+  // What happened.
+  int reduces = 0;
+  int64_t elements = 0;
+};
+
+class EmulatedCollective final : public CudaCollective {
+ public:
+  // `state` must outlive the collective.
+  explicit EmulatedCollective(EmulatedCollectiveState* state) : state_(*state) {}
+  absl::Status AllReduce(absl::Span<int32_t* const> buffers, int64_t count) override;
+
+ private:
+  EmulatedCollectiveState& state_;
 };
 
 }  // namespace fixpoint

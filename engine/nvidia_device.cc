@@ -64,6 +64,7 @@ class NvidiaDevice final : public CudaDevice {
     return OpenCublasLt();
   }
 
+  absl::Status Use() override { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
   const CudaKernels& kernels() const override { return DeviceKernels(); }
   CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_); }
   int32_t multiprocessors() const override { return multiprocessors_; }
@@ -111,6 +112,18 @@ class NvidiaDevice final : public CudaDevice {
     return Synchronize();
   }
 
+  absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
+                            int64_t rows) override {
+    if (host_stride == row_bytes) return Download(host, device, rows * row_bytes);
+    RETURN_IF_ERROR(Use());
+    const auto width = static_cast<size_t>(row_bytes);
+    RETURN_IF_ERROR(
+        Check(cudaMemcpy2DAsync(host, static_cast<size_t>(host_stride), device, width, width,
+                                static_cast<size_t>(rows), cudaMemcpyDeviceToHost, stream_),
+              "cudaMemcpy2DAsync from the device"));
+    return Synchronize();
+  }
+
   absl::Status Synchronize() override {
     RETURN_IF_ERROR(Use());
     return Check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
@@ -131,9 +144,6 @@ class NvidiaDevice final : public CudaDevice {
   }
 
  private:
-  // The current device belongs to the calling thread.
-  absl::Status Use() { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
-
   absl::Status OpenCublasLt() {
     const absl::StatusOr<const CublasLtApi*> api = LoadCublasLt();
     if (!api.ok()) return absl::OkStatus();  // our own kernel does what it would do
