@@ -45,6 +45,15 @@ class CudaDevice {
   // OK for 0, else the error that a function of kernels() has returned.
   virtual absl::Status Launched(int error, absl::string_view what) = 0;
 
+  // A CUDA graph: what is enqueued between BeginCapture and EndCapture is not done but recorded,
+  // with the arguments that it has then. Only functions of kernels(), and Matmul of shapes that it
+  // has done before; all others are errors. EndCapture comes after a failure in between, too. It
+  // returns the number of the graph, which lives as long as the device.
+  virtual absl::Status BeginCapture() = 0;
+  virtual absl::StatusOr<int32_t> EndCapture() = 0;
+  // Enqueues what a graph has recorded.
+  virtual absl::Status LaunchGraph(int32_t graph) = 0;
+
   // Whether Matmul works: cuBLASLt was found.
   virtual bool has_matmul() const = 0;
   // Enqueues a product that ValidateMatmul accepts; INVALID_ARGUMENT for others.

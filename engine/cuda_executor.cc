@@ -55,15 +55,26 @@ absl::Status CudaExecutor::SetUp(IntegerModel model, CudaDeviceGroup group,
                    group.devices[0]->AllocateHost(static_cast<int64_t>(MaxPlanBytes(plan_shape_))));
 
   collective_ = std::move(group.collective);
-  for (int32_t r = 0; r < degree; ++r) {
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<CudaRank> rank,
-        CudaRank::Create(degree == 1 ? std::move(model) : ShardModel(model, r, degree),
-                         std::move(group.devices[static_cast<size_t>(r)]), plan_shape_,
-                         {.use_matmul = options.use_matmul, .partial_sums = degree > 1}));
-    ranks_.push_back(std::move(rank));
+  if (degree == 1) {
+    RETURN_IF_ERROR(AddRank(std::move(model), std::move(group.devices[0]), options, false));
+  } else {
+    for (int32_t r = 0; r < degree; ++r) {
+      RETURN_IF_ERROR(AddRank(ShardModel(model, r, degree),
+                              std::move(group.devices[static_cast<size_t>(r)]), options, true));
+    }
   }
+  if (options.use_graphs && degree == 1) graphs_.emplace(ranks_[0]->device());
   return AllocateCache(options.kv_cache_bytes);
+}
+
+absl::Status CudaExecutor::AddRank(IntegerModel model, std::unique_ptr<CudaDevice> device,
+                                   const CudaExecutorOptions& options, bool partial_sums) {
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<CudaRank> rank,
+      CudaRank::Create(std::move(model), std::move(device), plan_shape_,
+                       {.use_matmul = options.use_matmul, .partial_sums = partial_sums}));
+  ranks_.push_back(std::move(rank));
+  return absl::OkStatus();
 }
 
 void CudaExecutor::SetPlanShape(const ModelConfig& c, int32_t degree, int32_t multiprocessors,
@@ -97,7 +108,9 @@ absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
     }
   }
   limits_.num_blocks = static_cast<int32_t>(blocks);
-  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->AllocateCache(blocks));
+  // The block behind the sequences' is that of padding.
+  plan_shape_.padding_block = limits_.num_blocks;
+  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->AllocateCache(blocks + 1));
   return absl::OkStatus();
 }
 
@@ -105,9 +118,11 @@ absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32
   RETURN_IF_ERROR(lost_);
   RETURN_IF_ERROR(CheckStep(chunks, limits_));
   if (chunks.empty()) return absl::OkStatus();
-  const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_);
-  lost_ = Step(plan);
-  if (lost_.ok() && plan.num_rows > 0) lost_ = DownloadLogits(plan, logits);
+  std::optional<CudaBucket> bucket;
+  if (graphs_.has_value()) bucket = FindBucket(plan_shape_, chunks);
+  const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_, bucket);
+  lost_ = Step(plan, bucket);
+  if (lost_.ok() && plan.wanted_rows > 0) lost_ = DownloadLogits(plan, logits);
   // The plan's memory is written again by the next step.
   for (const auto& rank : ranks_) {
     if (lost_.ok()) lost_ = rank->Synchronize();
@@ -115,10 +130,15 @@ absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32
   return lost_;
 }
 
+absl::Status CudaExecutor::Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket) {
+  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->Upload(plan, host_plan_));
+  if (!bucket.has_value()) return Launch(plan);
+  return graphs_->Run(*bucket, [&] { return Launch(plan); });
+}
+
 // In lockstep: each part of the step is enqueued on every rank before the sum that ends it, so that
 // no rank waits on its device for one that has got nothing to do.
-absl::Status CudaExecutor::Step(const CudaPlan& plan) {
-  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->Upload(plan, host_plan_));
+absl::Status CudaExecutor::Launch(const CudaPlan& plan) {
   const int32_t parts = ranks_[0]->parts();
   for (int32_t part = 0; part < parts; ++part) {
     for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->Run(plan, part));
@@ -139,7 +159,7 @@ absl::Status CudaExecutor::DownloadLogits(const CudaPlan& plan, int32_t* logits)
   const auto degree = static_cast<int32_t>(ranks_.size());
   for (int32_t r = 0; r < degree; ++r) {
     RETURN_IF_ERROR(ranks_[static_cast<size_t>(r)]->DownloadLogits(
-        plan.num_rows, limits_.vocab_size,
+        plan.wanted_rows, limits_.vocab_size,
         logits + FirstOfVocabulary(limits_.vocab_size, r, degree)));
   }
   return absl::OkStatus();

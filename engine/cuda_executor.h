@@ -5,12 +5,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "bundle/model.h"
 #include "engine/cuda_collective.h"
+#include "engine/cuda_graphs.h"
 #include "engine/cuda_plan.h"
 #include "engine/cuda_rank.h"
 #include "engine/executor.h"
@@ -27,6 +29,9 @@ struct CudaExecutorOptions {
   int32_t max_step_logits = 64;               // [1, min(max_step_tokens, kMaxCudaStepLogits)]
   int64_t decode_bytes = int64_t{128} << 20;  // at least 0; scratch of attention with split keys
   bool use_matmul = true;  // cuBLASLt for more than kSkinnyTokens rows, where the device has it
+  // Steps that only decode are replayed as CUDA graphs. On one device: NCCL warns of deadlocks
+  // where one thread launches graphs with sums in them on several.
+  bool use_graphs = true;
 };
 
 class CudaExecutor final : public Executor {
@@ -54,9 +59,12 @@ class CudaExecutor final : public Executor {
   absl::Status SetUp(IntegerModel model, CudaDeviceGroup group, const CudaExecutorOptions& options);
   void SetPlanShape(const ModelConfig& config, int32_t degree, int32_t multiprocessors,
                     const CudaExecutorOptions& options);
+  absl::Status AddRank(IntegerModel model, std::unique_ptr<CudaDevice> device,
+                       const CudaExecutorOptions& options, bool partial_sums);
   absl::Status AllocateCache(int64_t kv_bytes);
 
-  absl::Status Step(const CudaPlan& plan);
+  absl::Status Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket);
+  absl::Status Launch(const CudaPlan& plan);
   absl::Status AddPartialSums();
   absl::Status DownloadLogits(const CudaPlan& plan, int32_t* logits);
 
@@ -64,6 +72,7 @@ class CudaExecutor final : public Executor {
   CudaPlanShape plan_shape_;  // the same for all ranks
   std::vector<std::unique_ptr<CudaRank>> ranks_;
   std::unique_ptr<CudaCollective> collective_;  // null for one rank
+  std::optional<CudaGraphs> graphs_;            // if they are used
   int8_t* host_plan_ = nullptr;                 // page-locked
   absl::Status lost_;                           // the error that ended it
 };

@@ -33,6 +33,7 @@ class CudaRank {
                                                           const CudaPlanShape& shape,
                                                           const CudaRankOptions& options);
 
+  CudaDevice& device() { return *device_; }
   // KV blocks, of this rank's heads, that nine tenths of the free memory have room for: at least
   // one, or RESOURCE_EXHAUSTED.
   absl::StatusOr<int64_t> FreeBlocks();

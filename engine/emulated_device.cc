@@ -14,11 +14,53 @@ constexpr int64_t kAlignBytes = 256;
 // leave any.
 thread_local const EmulatedDevice* used_device = nullptr;
 
+template <typename Args, int (*CudaKernels::*kKernel)(const Args&, CudaStream*)>
+int Enqueue(const Args& args, CudaStream* stream) {
+  auto& to = *reinterpret_cast<EmulatedStream*>(stream);
+  if (!to.capturing) return (EmulatedKernels().*kKernel)(args, nullptr);
+  to.captured.push_back([args] { (EmulatedKernels().*kKernel)(args, nullptr); });
+  return 0;
+}
+
+void Multiply(const CudaMatmul& m) {
+  for (int64_t t = 0; t < m.tokens; ++t) {
+    for (int64_t c = 0; c < m.outputs; ++c) {
+      const int8_t* x = m.x + t * m.x_stride;
+      const int8_t* w = m.weights + c * m.weight_stride;
+      int32_t sum = 0;
+      for (int64_t k = 0; k < m.depth; ++k) sum += x[k] * w[k];
+      m.acc[t * m.acc_stride + c] = sum;
+    }
+  }
+}
+
 }  // namespace
+
+const CudaKernels& EmulatedDevice::kernels() const {
+  static constexpr CudaKernels kTable = {
+      .name = "emulated",
+      .gemm = Enqueue<CudaGemmArgs, &CudaKernels::gemm>,
+      .embed = Enqueue<CudaEmbedArgs, &CudaKernels::embed>,
+      .residual = Enqueue<CudaResidualArgs, &CudaKernels::residual>,
+      .gather_norm = Enqueue<CudaGatherNormArgs, &CudaKernels::gather_norm>,
+      .swiglu = Enqueue<CudaSwiGluArgs, &CudaKernels::swiglu>,
+      .rotate = Enqueue<CudaRotateArgs, &CudaKernels::rotate>,
+      .attend_prefill = Enqueue<CudaAttentionArgs, &CudaKernels::attend_prefill>,
+      .attend_decode = Enqueue<CudaDecodeArgs, &CudaKernels::attend_decode>,
+      .logits = Enqueue<CudaLogitsArgs, &CudaKernels::logits>,
+  };
+  return kTable;
+}
 
 absl::Status EmulatedDevice::Use() {
   used_device = this;
   return lost_ ? absl::InternalError("emulated device: lost") : absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::UseOutsideOfCapture() {
+  RETURN_IF_ERROR(Use());
+  if (!stream_->capturing) return absl::OkStatus();
+  return absl::InternalError("emulated device: not while a graph is captured");
 }
 
 absl::Status EmulatedDevice::CheckInside(const void* at, int64_t bytes) const {
@@ -35,7 +77,7 @@ absl::StatusOr<int64_t> EmulatedDevice::FreeBytes() {
 }
 
 absl::StatusOr<int8_t*> EmulatedDevice::Allocate(int64_t bytes) {
-  RETURN_IF_ERROR(Use());
+  RETURN_IF_ERROR(UseOutsideOfCapture());
   if (bytes > state_.memory_bytes - state_.allocated_bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("emulated device: no memory for ", bytes, " bytes"));
@@ -53,7 +95,7 @@ absl::StatusOr<int8_t*> EmulatedDevice::Allocate(int64_t bytes) {
 absl::StatusOr<int8_t*> EmulatedDevice::AllocateHost(int64_t bytes) { return Allocate(bytes); }
 
 absl::Status EmulatedDevice::Upload(void* device, const void* host, int64_t bytes) {
-  RETURN_IF_ERROR(Use());
+  RETURN_IF_ERROR(UseOutsideOfCapture());
   RETURN_IF_ERROR(CheckInside(device, bytes));
   ++state_.uploads;
   std::memcpy(device, host, static_cast<size_t>(bytes));
@@ -61,7 +103,7 @@ absl::Status EmulatedDevice::Upload(void* device, const void* host, int64_t byte
 }
 
 absl::Status EmulatedDevice::Download(void* host, const void* device, int64_t bytes) {
-  RETURN_IF_ERROR(Use());
+  RETURN_IF_ERROR(UseOutsideOfCapture());
   RETURN_IF_ERROR(CheckInside(device, bytes));
   std::memcpy(host, device, static_cast<size_t>(bytes));
   return absl::OkStatus();
@@ -87,6 +129,28 @@ absl::Status EmulatedDevice::Launched(int error, absl::string_view what) {
   return absl::OkStatus();
 }
 
+absl::Status EmulatedDevice::BeginCapture() {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  stream_->capturing = true;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int32_t> EmulatedDevice::EndCapture() {
+  stream_->capturing = false;
+  graphs_.push_back(std::exchange(stream_->captured, {}));
+  RETURN_IF_ERROR(Use());
+  ++state_.captures;
+  return static_cast<int32_t>(graphs_.size() - 1);
+}
+
+absl::Status EmulatedDevice::LaunchGraph(int32_t graph) {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  RETURN_IF_ERROR(Launched(0, "graph"));
+  ++state_.graph_launches;
+  for (const auto& call : graphs_[static_cast<size_t>(graph)]) call();
+  return absl::OkStatus();
+}
+
 absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
   RETURN_IF_ERROR(Use());
   RETURN_IF_ERROR(ValidateMatmul(m));
@@ -95,14 +159,10 @@ absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
   RETURN_IF_ERROR(CheckInside(m.acc, 4 * ((m.tokens - 1) * m.acc_stride + m.outputs)));
   RETURN_IF_ERROR(CheckInside(m.workspace, m.workspace_bytes));
   ++state_.matmuls;
-  for (int64_t t = 0; t < m.tokens; ++t) {
-    for (int64_t c = 0; c < m.outputs; ++c) {
-      const int8_t* x = m.x + t * m.x_stride;
-      const int8_t* w = m.weights + c * m.weight_stride;
-      int32_t sum = 0;
-      for (int64_t k = 0; k < m.depth; ++k) sum += x[k] * w[k];
-      m.acc[t * m.acc_stride + c] = sum;
-    }
+  if (stream_->capturing) {
+    stream_->captured.push_back([m] { Multiply(m); });
+  } else {
+    Multiply(m);
   }
   return absl::OkStatus();
 }

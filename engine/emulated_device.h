@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -21,7 +22,15 @@ struct EmulatedDeviceState {
   // What happened.
   int allocations = 0;
   int64_t allocated_bytes = 0;
-  int launches = 0, matmuls = 0, uploads = 0;
+  int launches = 0, matmuls = 0, uploads = 0;  // a graph is one launch
+  int captures = 0, graph_launches = 0;
+};
+
+// Where kernels of an EmulatedDevice go: they run at once, or are recorded with their arguments.
+struct EmulatedStream {
+  using Graph = std::vector<std::function<void()>>;
+  bool capturing = false;
+  Graph captured;
 };
 
 class EmulatedDevice final : public CudaDevice {
@@ -30,8 +39,8 @@ class EmulatedDevice final : public CudaDevice {
   explicit EmulatedDevice(EmulatedDeviceState* state) : state_(*state) {}
 
   absl::Status Use() override;
-  const CudaKernels& kernels() const override { return EmulatedKernels(); }
-  CudaStream* stream() const override { return nullptr; }
+  const CudaKernels& kernels() const override;
+  CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_.get()); }
   int32_t multiprocessors() const override { return state_.multiprocessors; }
   absl::StatusOr<int64_t> FreeBytes() override;
   absl::StatusOr<int8_t*> Allocate(int64_t bytes) override;
@@ -40,17 +49,23 @@ class EmulatedDevice final : public CudaDevice {
   absl::Status Download(void* host, const void* device, int64_t bytes) override;
   absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
                             int64_t rows) override;
-  absl::Status Synchronize() override { return Use(); }
+  absl::Status Synchronize() override { return UseOutsideOfCapture(); }
   absl::Status Launched(int error, absl::string_view what) override;
+  absl::Status BeginCapture() override;
+  absl::StatusOr<int32_t> EndCapture() override;
+  absl::Status LaunchGraph(int32_t graph) override;
   bool has_matmul() const override { return state_.has_matmul; }
   absl::Status Matmul(const CudaMatmul& matmul) override;
 
  private:
+  absl::Status UseOutsideOfCapture();
   // INTERNAL unless the bytes lie in memory of this device.
   absl::Status CheckInside(const void* at, int64_t bytes) const;
 
   EmulatedDeviceState& state_;
   bool lost_ = false;
+  const std::unique_ptr<EmulatedStream> stream_ = std::make_unique<EmulatedStream>();
+  std::vector<EmulatedStream::Graph> graphs_;
   struct Piece {
     AlignedBuffer memory;
     int8_t* begin = nullptr;  // aligned to 256

@@ -29,6 +29,7 @@ class NvidiaDevice final : public CudaDevice {
   ~NvidiaDevice() override {
     cudaSetDevice(index_);
     if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+    for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
     matmuls_.clear();
     if (handle_ != nullptr) cublaslt_->cublasLtDestroy(handle_);
     for (void* memory : device_memory_) cudaFree(memory);
@@ -133,6 +134,30 @@ class NvidiaDevice final : public CudaDevice {
     return Check(static_cast<cudaError_t>(error), what);
   }
 
+  absl::Status BeginCapture() override {
+    RETURN_IF_ERROR(Use());
+    // Other threads' calls are none of this capture's business.
+    return Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+                 "cudaStreamBeginCapture");
+  }
+
+  absl::StatusOr<int32_t> EndCapture() override {
+    RETURN_IF_ERROR(Use());
+    cudaGraph_t graph = nullptr;
+    RETURN_IF_ERROR(Check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture"));
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    RETURN_IF_ERROR(Check(error, "cudaGraphInstantiate"));
+    graphs_.push_back(executable);
+    return static_cast<int32_t>(graphs_.size() - 1);
+  }
+
+  absl::Status LaunchGraph(int32_t graph) override {
+    RETURN_IF_ERROR(Use());
+    return Check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch");
+  }
+
   absl::Status Matmul(const CudaMatmul& m) override {
     RETURN_IF_ERROR(ValidateMatmul(m));
     RETURN_IF_ERROR(Use());
@@ -168,6 +193,7 @@ class NvidiaDevice final : public CudaDevice {
   cublasLtHandle_t handle_ = nullptr;
   // One for each number of tokens that has come up: at most max_step_tokens a layer's shape.
   absl::flat_hash_map<Int8Matmul::Key, std::unique_ptr<Int8Matmul>> matmuls_;
+  std::vector<cudaGraphExec_t> graphs_;
   std::vector<void*> device_memory_, host_memory_;
 };
 
