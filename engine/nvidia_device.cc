@@ -29,6 +29,7 @@ class NvidiaDevice final : public CudaDevice {
   ~NvidiaDevice() override {
     cudaSetDevice(index_);
     if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+    for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
     matmuls_.clear();
     if (handle_ != nullptr) cublaslt_->cublasLtDestroy(handle_);
     for (void* memory : device_memory_) cudaFree(memory);
@@ -64,6 +65,7 @@ class NvidiaDevice final : public CudaDevice {
     return OpenCublasLt();
   }
 
+  absl::Status Use() override { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
   const CudaKernels& kernels() const override { return DeviceKernels(); }
   CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_); }
   int32_t multiprocessors() const override { return multiprocessors_; }
@@ -111,6 +113,18 @@ class NvidiaDevice final : public CudaDevice {
     return Synchronize();
   }
 
+  absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
+                            int64_t rows) override {
+    if (host_stride == row_bytes) return Download(host, device, rows * row_bytes);
+    RETURN_IF_ERROR(Use());
+    const auto width = static_cast<size_t>(row_bytes);
+    RETURN_IF_ERROR(
+        Check(cudaMemcpy2DAsync(host, static_cast<size_t>(host_stride), device, width, width,
+                                static_cast<size_t>(rows), cudaMemcpyDeviceToHost, stream_),
+              "cudaMemcpy2DAsync from the device"));
+    return Synchronize();
+  }
+
   absl::Status Synchronize() override {
     RETURN_IF_ERROR(Use());
     return Check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
@@ -118,6 +132,30 @@ class NvidiaDevice final : public CudaDevice {
 
   absl::Status Launched(int error, absl::string_view what) override {
     return Check(static_cast<cudaError_t>(error), what);
+  }
+
+  absl::Status BeginCapture() override {
+    RETURN_IF_ERROR(Use());
+    // Other threads' calls are none of this capture's business.
+    return Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+                 "cudaStreamBeginCapture");
+  }
+
+  absl::StatusOr<int32_t> EndCapture() override {
+    RETURN_IF_ERROR(Use());
+    cudaGraph_t graph = nullptr;
+    RETURN_IF_ERROR(Check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture"));
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    RETURN_IF_ERROR(Check(error, "cudaGraphInstantiate"));
+    graphs_.push_back(executable);
+    return static_cast<int32_t>(graphs_.size() - 1);
+  }
+
+  absl::Status LaunchGraph(int32_t graph) override {
+    RETURN_IF_ERROR(Use());
+    return Check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch");
   }
 
   absl::Status Matmul(const CudaMatmul& m) override {
@@ -131,9 +169,6 @@ class NvidiaDevice final : public CudaDevice {
   }
 
  private:
-  // The current device belongs to the calling thread.
-  absl::Status Use() { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
-
   absl::Status OpenCublasLt() {
     const absl::StatusOr<const CublasLtApi*> api = LoadCublasLt();
     if (!api.ok()) return absl::OkStatus();  // our own kernel does what it would do
@@ -158,6 +193,7 @@ class NvidiaDevice final : public CudaDevice {
   cublasLtHandle_t handle_ = nullptr;
   // One for each number of tokens that has come up: at most max_step_tokens a layer's shape.
   absl::flat_hash_map<Int8Matmul::Key, std::unique_ptr<Int8Matmul>> matmuls_;
+  std::vector<cudaGraphExec_t> graphs_;
   std::vector<void*> device_memory_, host_memory_;
 };
 

@@ -45,6 +45,9 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app->add_option("--device", options->load.device, "Device to compute on")->capture_default_str();
+  app->add_option("--tensor-parallel", options->load.tensor_parallel,
+                  "GPUs, from the one that --device names on, that share the model: 1, 2, 4 or 8")
+      ->capture_default_str();
   app->add_option("--kv-cache-bytes", options->load.kv_cache_bytes,
                   "Size of the key/value cache; 0: half of the free memory")
       ->check(CLI::NonNegativeNumber)
@@ -128,7 +131,9 @@ int main(int argc, char** argv) {
   if (options.model.empty()) {
     return Fail(absl::InvalidArgumentError("which BUNDLE? (see --help)"), kUsageError);
   }
-  if (absl::Status status = fixpoint::CheckDevice(options.load.device); !status.ok()) {
+  if (absl::Status status =
+          fixpoint::CheckDevice(options.load.device, options.load.tensor_parallel);
+      !status.ok()) {
     return Fail(status, kUsageError);
   }
   const auto listen = fixpoint::ParseListenAddress(flags.listen);

@@ -1,0 +1,17 @@
+// Several NVIDIA GPUs of one machine, joined by NCCL. Can be called in any build, like
+// engine/nvidia_device.h.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "engine/cuda_collective.h"
+
+namespace fixpoint {
+
+// Devices first .. first + count - 1 as CreateNvidiaDevice makes them and, for more than one, an
+// NCCL communicator over them. libnccl.so.2 is loaded when it is needed. Beside the errors of
+// CreateNvidiaDevice:
+//   FAILED_PRECONDITION  no libnccl.so.2
+//   INTERNAL             any other error of NCCL, in its words
+absl::StatusOr<CudaDeviceGroup> CreateNvidiaGroup(int first, int count);
+
+}  // namespace fixpoint
