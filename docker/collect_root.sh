@@ -60,13 +60,13 @@ done
 
 # SPDX 2.3. No time stamps: the same packages give the same file.
 name=$(basename "${programs[0]}")
-version=$("${programs[0]}" --version)
+version=$("${programs[0]}" --version | sed -n '1s/.* //p')
 {
-  printf '{"spdxVersion":"SPDX-2.3","dataLicense":"CC0-1.0","SPDXID":"SPDXRef-DOCUMENT","name":"%s-%s",' "$name" "${version%%$'\n'*}"
+  printf '{"spdxVersion":"SPDX-2.3","dataLicense":"CC0-1.0","SPDXID":"SPDXRef-DOCUMENT","name":"%s-%s",' "$name" "$version"
   printf '"documentNamespace":"urn:fixpoint:%s:%s","creationInfo":{"creators":["Tool: docker/collect_root.sh"],"created":"1970-01-01T00:00:00Z"},' \
-    "$name" "${version%%$'\n'*}"
+    "$name" "$version"
   printf '"packages":[{"SPDXID":"SPDXRef-fixpoint","name":"fixpoint","versionInfo":"%s","licenseDeclared":"Apache-2.0","downloadLocation":"NOASSERTION"}' \
-    "${version%%$'\n'*}"
+    "$version"
   printf '%s\n' "${packages[@]}" | sort --unique | while read -r package; do
     dpkg-query --show --showformat=',{"SPDXID":"SPDXRef-${Package}","name":"${Package}","versionInfo":"${Version}","downloadLocation":"NOASSERTION","externalRefs":[{"referenceCategory":"PACKAGE-MANAGER","referenceType":"purl","referenceLocator":"pkg:deb/debian/${Package}@${Version}?arch=${Architecture}"}]}' "$package"
   done

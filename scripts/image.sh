@@ -67,6 +67,10 @@ if command -v ccache > /dev/null; then
   mkdir -p "$directory"
   options+=(--volume "$directory:/var/cache/ccache")
 fi
+# pip trusts whom the host trusts. Not in place of the image's own list: installing that would fail.
+certificates=/etc/ssl/certs/ca-certificates.crt
+pip=()
+[ ! -f "$certificates" ] || pip=(--volume "$certificates:/run/host-certificates.crt:ro" --build-arg PIP_CERT=/run/host-certificates.crt)
 [ -z "${FIXPOINT_CUDA_ARCHITECTURES:-}" ] || options+=(--build-arg "CUDA_ARCHITECTURES=$FIXPOINT_CUDA_ARCHITECTURES")
 for target in "${targets[@]}"; do
   case "$target" in
@@ -76,6 +80,7 @@ for target in "${targets[@]}"; do
       echo docker/packages.lock
       ;;
     *)
+      [ "$target" != server-cuda ] || options+=("${pip[@]}")
       "${build[@]}" --layers "${options[@]}" --build-arg "PACKAGES=${FIXPOINT_PACKAGES:-locked}" --target "$target" \
         --tag "localhost/fixpoint-$target:$version" . > /dev/null
       echo "localhost/fixpoint-$target:$version"
