@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the root file system of an image FROM scratch: collect_root.sh ROOT PROGRAM... [-- LIBRARY...]
 # The programs (stripped), every shared library that they load, the loader, tini as init, a user, /tmp, and an SBOM
-# (/usr/share/sbom/packages.spdx.json) that names the Debian package and version of each file that is not ours.
+# (/usr/share/sbom/packages.spdx.json) that names the Debian package and version of each file that is not ours, and of each header that
+# ninja has seen in their build folder.
 # LIBRARY: one more, of a PyPI package (SITE/nvidia/...), that a program opens when it runs.
 set -euo pipefail
 
@@ -48,6 +49,10 @@ while read -r library; do
   packages+=("${owner%%:*}")
 done < <(ldd "${programs[@]}" "${libraries[@]}" | awk '$2 == "=>" {print $3} $1 ~ /^\// && $2 ~ /^\(/ {print $1}' | sort --unique)
 
+# Libraries of headers alone have no file in the image, yet are part of the programs.
+mapfile -t headers < <(ninja -C "$(dirname "$(dirname "${programs[0]}")")" -t deps | sed -n 's|^ *\(/usr/.*\)|\1|p' | sort --unique)
+mapfile -t compiled_in < <(dpkg-query --search "${headers[@]}" | sed 's/:.*//' | sort --unique)
+
 # "NAME VERSION" of the package that a library came with.
 pypi=()
 for library in "${libraries[@]}"; do
@@ -60,14 +65,14 @@ done
 
 # SPDX 2.3. No time stamps: the same packages give the same file.
 name=$(basename "${programs[0]}")
-version=$("${programs[0]}" --version | sed -n '1s/.* //p')
+version=$("${programs[0]}" --version | awk 'NR == 1 {print $NF}')
 {
   printf '{"spdxVersion":"SPDX-2.3","dataLicense":"CC0-1.0","SPDXID":"SPDXRef-DOCUMENT","name":"%s-%s",' "$name" "$version"
   printf '"documentNamespace":"urn:fixpoint:%s:%s","creationInfo":{"creators":["Tool: docker/collect_root.sh"],"created":"1970-01-01T00:00:00Z"},' \
     "$name" "$version"
   printf '"packages":[{"SPDXID":"SPDXRef-fixpoint","name":"fixpoint","versionInfo":"%s","licenseDeclared":"Apache-2.0","downloadLocation":"NOASSERTION"}' \
     "$version"
-  printf '%s\n' "${packages[@]}" | sort --unique | while read -r package; do
+  printf '%s\n' "${packages[@]}" "${compiled_in[@]}" | sort --unique | while read -r package; do
     dpkg-query --show --showformat=',{"SPDXID":"SPDXRef-${Package}","name":"${Package}","versionInfo":"${Version}","downloadLocation":"NOASSERTION","externalRefs":[{"referenceCategory":"PACKAGE-MANAGER","referenceType":"purl","referenceLocator":"pkg:deb/debian/${Package}@${Version}?arch=${Architecture}"}]}' "$package"
   done
   for package in "${pypi[@]}"; do

@@ -51,6 +51,7 @@ def compose(tmp_path_factory):
         engine = subprocess.Popen(["podman", "system", "service", "--time", "0", f"unix://{engine_socket}"], stdout=log, stderr=log)
     try:
         until(engine_socket.exists, 20, "podman's socket")
+        words("down", "--volumes", "--timeout", "1")  # of a run that was cut off
         try:
             yield words
         finally:
@@ -61,7 +62,9 @@ def compose(tmp_path_factory):
 
 
 def container(service):
-    return f"{PROJECT}_{service}_1"
+    """Its name, which differs between versions of docker-compose."""
+    words = [f"label=com.docker.compose.{key}={value}" for key, value in (("project", PROJECT), ("service", service))]
+    return run("podman", "ps", "--all", "--filter", words[0], "--filter", words[1], "--format", "{{.Names}}").stdout.strip()
 
 
 def log(service):
