@@ -46,8 +46,8 @@ FIXPOINT_INLINE __m512i Broadcast4(const uint8_t* x) {
   return _mm512_set1_epi32(four);
 }
 
-// K and V come from memory when a step has few rows, in pieces of a KV block each, at whose ends the
-// CPU's own prefetcher stops. So lines are asked for two blocks ahead, four at a time.
+// K and V come from memory when a step has few rows, in pieces of a KV block each, at whose ends
+// the CPU's own prefetcher stops. So lines are asked for two blocks ahead, four at a time.
 FIXPOINT_INLINE int32_t Ahead(int32_t block, int32_t blocks) {
   return block + 2 < blocks ? block + 2 : blocks - 1;
 }
