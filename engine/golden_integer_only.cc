@@ -2,7 +2,8 @@
 // Prints the golden digest of a bundle, and on stderr the time it took, computed by kernels and a
 // forward pass that were compiled with -mgeneral-regs-only: a floating-point instruction in them
 // would have been a compile error. Reading the file and hashing are ordinary code. The program
-// links neither fixpoint_engine nor fixpoint_kernels, so no other build of these functions is in it.
+// links neither fixpoint_engine nor fixpoint_kernels, so no other build of these functions is in
+// it.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
