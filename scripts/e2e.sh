@@ -3,7 +3,8 @@
 # scraped by Prometheus, in a network namespace of their own. Needs root, podman, buildah, runc, haproxy and prometheus; says what is
 # missing and skips. docker/compose.yaml and the manifests of deploy/kustomize are brought up too. About 9 minutes with nothing built, 4 with
 # the images there. Arguments go to pytest.
-# FIXPOINT_E2E_IMAGE: an image to test instead. FIXPOINT_E2E_KILLS: kill -9 so often (default 8).
+# FIXPOINT_E2E_IMAGE: an image to test instead. FIXPOINT_E2E_KILLS: kill -9 so often (default 8). FIXPOINT_E2E_FLOOD_PAIRS:
+# so many windows with and without each flood (default 2).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

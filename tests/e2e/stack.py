@@ -1,6 +1,7 @@
 """The deployment of tests/e2e: replicas in podman containers, HAProxy with deploy/haproxy/haproxy.cfg, Prometheus with deploy/prometheus'
 rules, and the load on them. Everything listens on loopback of the namespace that scripts/e2e.sh makes, so ports are fixed."""
 import json
+import math
 import os
 import pathlib
 import socket
@@ -108,6 +109,11 @@ class Process:
         with open(self.output, "a") as output:
             self.process = subprocess.Popen(self.command, stdout=output, stderr=subprocess.STDOUT, env=self.environment)
 
+    def cpu_seconds(self):
+        """User and system time of all threads so far."""
+        columns = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        return (int(columns[11]) + int(columns[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self, kill=False):
         self.process.kill() if kill else self.process.terminate()
         self.process.wait(30)
@@ -188,7 +194,7 @@ class UnaryLoad:
     def __init__(self, api, target, expected, threads=4, per_second=400, service_config=None):
         self.pb, self.expected = api[0], expected
         self.pause = threads / per_second
-        self.failures, self.different, self.seconds = {}, 0, []
+        self.failures, self.different, self.seconds, self.begun = {}, 0, [], []
         self.lock, self.ended = threading.Lock(), threading.Event()
         options = [("grpc.service_config", service_config)] if service_config else []
         # One connection a thread: grpcio shares channels with the same options.
@@ -214,6 +220,7 @@ class UnaryLoad:
                 continue
             with self.lock:
                 self.seconds.append(time.monotonic() - begin)
+                self.begun.append(begin)
                 self.different += ids != self.expected[number]
 
     def finished(self):
@@ -228,8 +235,11 @@ class UnaryLoad:
             channel.close()
         return self
 
-    def percentile(self, share):
-        return sorted(self.seconds)[int(share * (len(self.seconds) - 1))] * 1000
+    def percentile(self, share, window=(0, math.inf)):
+        """Milliseconds, of the calls that began in a window of time."""
+        with self.lock:
+            seconds = sorted(s for s, begin in zip(self.seconds, self.begun) if window[0] <= begin < window[1])
+        return seconds[int(share * (len(seconds) - 1))] * 1000
 
 
 def ask_once(stub, pb, number, metadata=None):
