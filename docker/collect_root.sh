@@ -3,7 +3,8 @@
 # The programs (stripped), every shared library that they load, the loader, tini as init, a user, /tmp, and an SBOM
 # (/usr/share/sbom/packages.spdx.json) that names the Debian package and version of each file that is not ours, and of each header that
 # ninja has seen in their build folder.
-# LIBRARY: one more, of a PyPI package (SITE/nvidia/...), that a program opens when it runs.
+# LIBRARY: one more, of a PyPI package (SITE/nvidia/...), that a program opens when it runs. Its licence comes with it
+# (/usr/share/licenses/PACKAGE).
 set -euo pipefail
 
 [ $# -ge 2 ] || { echo "usage: $0 ROOT PROGRAM..." >&2; exit 2; }
@@ -61,25 +62,37 @@ for library in "${libraries[@]}"; do
   record=$(grep --files-with-matches --fixed-strings "${library#"$site/"}," "$site"/*.dist-info/RECORD)
   distribution=$(basename "$(dirname "$record")" .dist-info)
   pypi+=("${distribution%-*} ${distribution##*-}")
+  install -D --mode=644 --target-directory "$root/usr/share/licenses/${distribution%-*}" "$(dirname "$record")"/licenses/*
 done
 
 # SPDX 2.3. No time stamps: the same packages give the same file.
 name=$(basename "${programs[0]}")
 version=$("${programs[0]}" --version | awk 'NR == 1 {print $NF}')
+spdx_package() {  # NAME VERSION LICENCE [PURL]: an id has letters, digits, dots and hyphens; a purl has + and : by their codes
+  local purl=${4:-}
+  purl=${purl//+/%2B}
+  printf '{"SPDXID":"SPDXRef-%s","name":"%s","versionInfo":"%s","licenseDeclared":"%s","downloadLocation":"NOASSERTION","filesAnalyzed":false' \
+    "${1//[^A-Za-z0-9.-]/-}" "$1" "$2" "$3"
+  [ -z "$purl" ] || printf ',"externalRefs":[{"referenceCategory":"PACKAGE-MANAGER","referenceType":"purl","referenceLocator":"%s"}]' "$purl"
+  printf '}'
+}
 {
   printf '{"spdxVersion":"SPDX-2.3","dataLicense":"CC0-1.0","SPDXID":"SPDXRef-DOCUMENT","name":"%s-%s",' "$name" "$version"
   printf '"documentNamespace":"urn:fixpoint:%s:%s","creationInfo":{"creators":["Tool: docker/collect_root.sh"],"created":"1970-01-01T00:00:00Z"},' \
     "$name" "$version"
-  printf '"packages":[{"SPDXID":"SPDXRef-fixpoint","name":"fixpoint","versionInfo":"%s","licenseDeclared":"Apache-2.0","downloadLocation":"NOASSERTION"}' \
-    "$version"
+  printf '"packages":['
+  spdx_package fixpoint "$version" Apache-2.0
   printf '%s\n' "${packages[@]}" "${compiled_in[@]}" | sort --unique | while read -r package; do
-    dpkg-query --show --showformat=',{"SPDXID":"SPDXRef-${Package}","name":"${Package}","versionInfo":"${Version}","downloadLocation":"NOASSERTION","externalRefs":[{"referenceCategory":"PACKAGE-MANAGER","referenceType":"purl","referenceLocator":"pkg:deb/debian/${Package}@${Version}?arch=${Architecture}"}]}' "$package"
+    read -r package_version architecture < <(dpkg-query --show --showformat='${Version} ${Architecture}\n' "$package")
+    printf ','
+    spdx_package "$package" "$package_version" NOASSERTION "pkg:deb/debian/$package@${package_version//:/%3A}?arch=$architecture"
   done
   for package in "${pypi[@]}"; do
-    name=${package% *}
-    name=${name//_/-}
-    printf ',{"SPDXID":"SPDXRef-%s","name":"%s","versionInfo":"%s","downloadLocation":"NOASSERTION","externalRefs":[{"referenceCategory":"PACKAGE-MANAGER","referenceType":"purl","referenceLocator":"pkg:pypi/%s@%s"}]}' \
-      "$name" "$name" "${package#* }" "$name" "${package#* }"
+    read -r pypi_name pypi_version <<< "${package//_/-}"
+    printf ','
+    spdx_package "$pypi_name" "$pypi_version" NOASSERTION "pkg:pypi/$pypi_name@$pypi_version"
   done
+  printf '],"relationships":['
+  printf '{"spdxElementId":"SPDXRef-DOCUMENT","relationshipType":"DESCRIBES","relatedSpdxElement":"SPDXRef-fixpoint"}'
   printf ']}\n'
 } > "$root/usr/share/sbom/packages.spdx.json"

@@ -2,6 +2,7 @@
 runs them here."""
 import copy
 import itertools
+import os
 import re
 import subprocess
 
@@ -16,17 +17,22 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 KUSTOMIZE = DEPLOY / "kustomize"
 OVERLAYS = ["cpu", "gpu"]
-RENDERED = ["base", "bundle", *(f"overlays/{name}" for name in OVERLAYS)]
+RENDERED = ["base", "bundle", *(f"overlays/{name}" for name in OVERLAYS), "keda"]
 VERSIONS = ["1.27", "1.37"]  # the oldest that the manifests promise, and the newest schema that the package has
 FLUSH_SECONDS = 1            # server/daemon.cc, kFlushTime
 MARGIN_SECONDS = 10
 
 
 @pytest.fixture(scope="module")
-def rendered():
-    """{folder: documents}, as kubectl would send them."""
+def rendered(tmp_path_factory):
+    """{folder: documents}, as kubectl would send them. keda: the overlay `cpu` with that component."""
     kubectl = tool("kubectl")
-    return {folder: list(yaml.safe_load_all(succeeds(kubectl, "kustomize", KUSTOMIZE / folder))) for folder in RENDERED}
+    folders = {folder: KUSTOMIZE / folder for folder in RENDERED}
+    folders["keda"] = tmp_path_factory.mktemp("keda")
+    inside = {name: os.path.relpath(KUSTOMIZE / name, folders["keda"].resolve()) for name in ("overlays/cpu", "components/keda")}
+    (folders["keda"] / "kustomization.yaml").write_text(yaml.safe_dump(
+        {"namespace": "fixpoint", "resources": [inside["overlays/cpu"]], "components": [inside["components/keda"]]}))
+    return {name: list(yaml.safe_load_all(succeeds(kubectl, "kustomize", folder))) for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -49,16 +55,24 @@ STRINGS = {"type": "object", "additionalProperties": STRING}
 METADATA = obj(["name"], name=STRING, namespace=STRING, labels=STRINGS)
 
 
-def custom(kind, spec):
-    return obj(["apiVersion", "kind", "metadata", "spec"], apiVersion={"const": "monitoring.coreos.com/v1"}, kind={"const": kind},
-               metadata=METADATA, spec=spec)
+def custom(kind, spec, api="monitoring.coreos.com/v1"):
+    return obj(["apiVersion", "kind", "metadata", "spec"], apiVersion={"const": api}, kind={"const": kind}, metadata=METADATA, spec=spec)
 
 
-# The fields of the Prometheus operator's API that we use.
+# The fields of the Prometheus operator's API and of KEDA's that we use.
 RECORDING = obj(["record", "expr"], record={"type": "string", "pattern": "^[a-z]+:[a-z_]+:[a-z0-9_]+$"}, expr=STRING, labels=STRINGS)
 ALERT = obj(["alert", "expr", "labels", "annotations"], alert={"type": "string", "pattern": "^[A-Z][A-Za-z]+$"}, expr=STRING,
             **{"for": DURATION}, labels=STRINGS, annotations=STRINGS)
+COUNT = {"type": "integer", "minimum": 0}
+SCALING = obj(["policies"], stabilizationWindowSeconds=COUNT, policies={"type": "array", "minItems": 1, "items": obj(
+    ["type", "value", "periodSeconds"], type={"enum": ["Pods", "Percent"]}, value=COUNT, periodSeconds=COUNT)})
 CUSTOM = {
+    "ScaledObject": custom("ScaledObject", obj(
+        ["scaleTargetRef", "triggers"], scaleTargetRef=obj(["name"], apiVersion=STRING, kind=STRING, name=STRING), minReplicaCount=COUNT,
+        maxReplicaCount=COUNT, pollingInterval=COUNT,
+        triggers={"type": "array", "minItems": 1, "items": obj(["type", "metadata"], type={"const": "prometheus"}, metadata=obj(
+            ["serverAddress", "query", "threshold"], serverAddress=STRING, query=STRING, threshold={"type": "string", "pattern": r"^[\d.]+$"}))},
+        advanced=obj(horizontalPodAutoscalerConfig=obj(behavior=obj(scaleUp=SCALING, scaleDown=SCALING)))), "keda.sh/v1alpha1"),
     "ServiceMonitor": custom("ServiceMonitor", obj(
         ["selector", "endpoints"], jobLabel=STRING, sampleLimit={"type": "integer"}, selector=obj(["matchLabels"], matchLabels=STRINGS),
         endpoints={"type": "array", "minItems": 1, "items": obj(["port"], port=STRING, path=STRING, interval=DURATION,
@@ -104,7 +118,7 @@ def objects(value, path=()):
 
 def test_a_typo_anywhere_is_found(rendered):
     planted, missed = 0, []
-    for document in itertools.chain(rendered["bundle"], *(rendered[f"overlays/{name}"] for name in OVERLAYS)):
+    for document in itertools.chain(rendered["bundle"], *(rendered[f"overlays/{name}"] for name in OVERLAYS), rendered["keda"]):
         for path in objects(document):
             broken = copy.deepcopy(document)
             inner = broken
@@ -265,6 +279,19 @@ def test_the_autoscaler_asks_for_what_the_adapter_gives(overlay):
     targets = {m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"] for m in scaler["metrics"]}
     table = dict(re.findall(r"^\| `(fixpoint_\w+)` \| ([\d.]+) \|", (ROOT / "docs" / "OPERATIONS.md").read_text(), re.M))
     assert {k: v.replace("800m", "0.8") for k, v in targets.items()} == table
+
+
+def test_keda_s_autoscaler_is_the_other_one_s(rendered):
+    """In its place, with the same targets; deploy_prometheus_test.py asks its queries."""
+    assert "HorizontalPodAutoscaler/fixpoint" not in by_name(rendered["keda"])
+    scaled = by_name(rendered["keda"])["ScaledObject/fixpoint"]["spec"]
+    scaler = by_name(rendered["overlays/cpu"])["HorizontalPodAutoscaler/fixpoint"]["spec"]
+    assert scaled["scaleTargetRef"] == scaler["scaleTargetRef"]
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (scaler["minReplicas"], scaler["maxReplicas"])
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == scaler["behavior"]
+    wanted = {m["pods"]["metric"]["name"]: m["pods"]["target"]["averageValue"].replace("800m", "0.8") for m in scaler["metrics"]}
+    asked = {re.search(r"fixpoint_\w+", t["metadata"]["query"])[0]: t["metadata"]["threshold"] for t in scaled["triggers"]}
+    assert asked == wanted
 
 
 # ---- The bundle.

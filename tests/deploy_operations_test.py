@@ -6,7 +6,7 @@ from deployment import succeeds
 from serving import CLIENT, SERVER, fails_to_start, tiny_bundle
 
 TEXT = (ROOT / "docs" / "OPERATIONS.md").read_text()
-OTHERS = {"--now", "--namespace", "--for", "--timeout", "--build-arg", "--verify"}  # of systemctl, kubectl, docker, scripts/release.sh
+OTHERS = {"--now", "--namespace", "--for", "--timeout", "--build-arg", "--verify", "--shm-size"}  # of systemctl, kubectl, docker, scripts/release.sh
 DEFAULT = r"(-?[\d.,]+)"
 
 

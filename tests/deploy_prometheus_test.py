@@ -158,6 +158,15 @@ def test_the_adapter_s_query_has_an_answer(stack):
             assert len(stack.query(query.replace("<<.GroupBy>>", "instance"))) == 1, query
 
 
+def test_keda_s_queries_have_one_answer(stack):
+    """As they are, but for the namespace, a label that only Kubernetes gives."""
+    scaled = yaml.safe_load((DEPLOY / "kustomize" / "components" / "keda" / "scaledobject.yaml").read_text())
+    queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    assert len(queries) == 3 and all(',namespace="fixpoint"' in query for query in queries)
+    answers = {query: stack.query(query.replace(',namespace="fixpoint"', "")) for query in queries}
+    assert {query: values for query, values in answers.items() if values is None or len(values) != 1} == {}
+
+
 def test_nonsense_would_be_noticed(stack):
     assert stack.query("fixpoint_no_such_metric") == []
     assert stack.query("no_such_function(up)") is None
@@ -171,7 +180,7 @@ def metric_names(text):
 def test_every_metric_that_is_named_exists(stack):
     exposed = metric_names(get(f"http://{stack.instance}/metrics"))
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    files = [*RULES, ROOT / "docs" / "OPERATIONS.md", *DEPLOY.glob("grafana/dashboards/*.json"), *DEPLOY.glob("kustomize/**/*.yaml")]
+    files = [*RULES, DEPLOY / "prometheus" / "adapter.yaml", ROOT / "docs" / "OPERATIONS.md", ROOT / "docs" / "SCALING.md", *DEPLOY.glob("grafana/dashboards/*.json"), *DEPLOY.glob("kustomize/**/*.yaml")]
     assert len(files) >= 4
     for path in files:
         text = path.read_text()

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from conftest import BIN
-from stack import IMAGE, is_ready, run, until
+from stack import bill_of_materials, IMAGE, is_ready, run, until
 from serving import CLIENT
 
 CUDA_IMAGE = os.environ.get("FIXPOINT_E2E_CUDA_IMAGE", "")
@@ -44,13 +44,22 @@ def test_it_serves_on_the_cpu(podman_run):
     assert len(json.loads(done.stdout)["token_ids"]) == 8
 
 
-def test_cublaslt_finds_its_libraries_and_the_bill_names_it(podman_run, tmp_path):
+@pytest.mark.parametrize("library", ["libcublasLt.so.13", "libnccl.so.2"])
+def test_what_is_loaded_later_finds_its_libraries(library):
+    done = run("podman", "run", "--rm", "--network", "none", "--entrypoint", "/usr/lib64/ld-linux-x86-64.so.2", CUDA_IMAGE, "--list",
+               f"/usr/lib/x86_64-linux-gnu/{library}")
+    assert "not found" not in done.stdout and "libc.so.6 => /usr/lib/x86_64-linux-gnu/libc.so.6" in done.stdout
+
+
+def test_the_bill_names_cuda_s_libraries_and_their_licences_are_there(tmp_path):
     image = json.loads(run("podman", "image", "inspect", CUDA_IMAGE).stdout)[0]
     assert {"NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"} <= set(image["Config"]["Env"])
-    done = run("podman", "run", "--rm", "--network", "none", "--entrypoint", "/usr/lib64/ld-linux-x86-64.so.2", CUDA_IMAGE, "--list",
-               "/usr/lib/x86_64-linux-gnu/libcublasLt.so.13")
-    assert "not found" not in done.stdout and "libc.so.6 => /usr/lib/x86_64-linux-gnu/libc.so.6" in done.stdout
-    podman_run("--version")
-    run("podman", "cp", f"{NAME}:/usr/share/sbom/packages.spdx.json", tmp_path / "sbom.json")
-    packages = {package["name"]: package["versionInfo"] for package in json.loads((tmp_path / "sbom.json").read_text())["packages"]}
-    assert packages["nvidia-cublas"].startswith("13.") and "libgrpc29" in packages
+    packages = bill_of_materials(CUDA_IMAGE, tmp_path)
+    assert packages["nvidia-cublas"].startswith("13.") and packages["nvidia-nccl-cu13"].startswith("2.") and "libgrpc29" in packages
+    print(f"{image['Size'] / 1e6:.0f} MB")
+    container = run("podman", "create", "--network", "none", CUDA_IMAGE).stdout.strip()
+    run("podman", "cp", f"{container}:/usr/share/licenses", tmp_path)
+    run("podman", "rm", container)
+    licences = {path.parent.name: path.read_text() for path in (tmp_path / "licenses").glob("*/*")}
+    assert set(licences) == {"nvidia_cublas", "nvidia_nccl_cu13"}
+    assert "NVIDIA CORPORATION" in licences["nvidia_nccl_cu13"] and "LICENSE AGREEMENT" in licences["nvidia_cublas"].upper()
