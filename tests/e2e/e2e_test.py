@@ -272,7 +272,7 @@ def test_blue_green_upgrade(api, folder, replicas, proxy, prometheus, expected):
     """A new bundle beside the old one. Streams that run finish on theirs, new ones begin on the new one, nobody fails."""
     new = make_bundle(folder, "new.fixpoint", 20)
     digests = lambda: {labels["digest"] for labels, _ in prometheus.query("fixpoint_bundle_info")}
-    old = digests()
+    old = until(digests, 20, "Prometheus has scraped")
     assert len(old) == 1
     tokens = 7 * STREAM_TOKENS
     streams = StreamLoad(FRONT, undisturbed(replicas["a"].grpc, tokens, 2), tokens, streams=4, retries=0)
