@@ -2,7 +2,7 @@
 # Makes the root file system of an image FROM scratch: collect_root.sh ROOT PROGRAM... [-- LIBRARY...]
 # The programs (stripped), every shared library that they load, the loader, tini as init, a user, /tmp, and an SBOM
 # (/usr/share/sbom/packages.spdx.json) that names the Debian package and version of each file that is not ours, and of each header that
-# ninja has seen in their build folder.
+# ninja has seen in their build folder; our licence.
 # LIBRARY: one more, of a PyPI package (SITE/nvidia/...), that a program opens when it runs. Its licence comes with it
 # (/usr/share/licenses/PACKAGE).
 set -euo pipefail
@@ -34,6 +34,7 @@ echo 'hosts: files dns' > "$root/etc/nsswitch.conf"
 for program in "${programs[@]}"; do
   install -D --strip "$program" "$root/usr/bin/$(basename "$program")"
 done
+install -D --mode=644 "$(dirname "$0")/../LICENSE" "$root/usr/share/licenses/fixpoint/LICENSE"
 install -D /usr/bin/tini-static "$root/usr/bin/tini"
 
 # "NAME => PATH (address)" of a library; "PATH (address)" of the loader, whose place is part of each program.

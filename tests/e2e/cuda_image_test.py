@@ -61,5 +61,5 @@ def test_the_bill_names_cuda_s_libraries_and_their_licences_are_there(tmp_path):
     run("podman", "cp", f"{container}:/usr/share/licenses", tmp_path)
     run("podman", "rm", container)
     licences = {path.parent.name: path.read_text() for path in (tmp_path / "licenses").glob("*/*")}
-    assert set(licences) == {"nvidia_cublas", "nvidia_nccl_cu13"}
+    assert set(licences) == {"fixpoint", "nvidia_cublas", "nvidia_nccl_cu13"}
     assert "NVIDIA CORPORATION" in licences["nvidia_nccl_cu13"] and "LICENSE AGREEMENT" in licences["nvidia_cublas"].upper()
