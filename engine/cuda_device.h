@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "engine/cuda_matmul.h"
 #include "kernels/cuda/kernels.h"
 
@@ -41,7 +42,12 @@ class CudaDevice {
 
   // Whether Matmul works: cuBLASLt was found.
   virtual bool has_matmul() const = 0;
-  // Enqueues a product that ValidateMatmul accepts; INVALID_ARGUMENT for others.
+  // Makes `matmuls` ready for Matmul, at the start: Matmul neither allocates nor chooses. What is
+  // ready already costs nothing. Weights are read; x ([tokens][x_stride]), acc and `expected` (as
+  // large as the largest acc, apart from it) are overwritten, and x is zero afterwards.
+  // INVALID_ARGUMENT for what ValidateMatmul or CheckOwnKernelCanDo refuses.
+  virtual absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) = 0;
+  // Enqueues a product of a prepared shape; INVALID_ARGUMENT for others.
   virtual absl::Status Matmul(const CudaMatmul& matmul) = 0;
 };
 

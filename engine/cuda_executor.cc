@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status_macros.h"
 #include "engine/cpu_executor.h"
 #include "engine/step_check.h"
@@ -96,7 +98,29 @@ absl::Status CudaExecutor::SetUp(const CudaExecutorOptions& options) {
   LayOutScratch(arena + model_bytes);
   kv_base_ = arena + model_bytes + scratch_bytes;
   RETURN_IF_ERROR(UploadModel(model_, *device_, arena, &cuda_model_));
+  if (use_matmul_) RETURN_IF_ERROR(PrepareMatmuls());
   return device_->Synchronize();
+}
+
+// Every product that LargeLinear can ask for: the layers' four, of one shape in all layers, and the
+// head's, with each padded number of rows.
+absl::Status CudaExecutor::PrepareMatmuls() {
+  std::vector<CudaMatmul> matmuls;
+  const auto add = [&](const LlamaLinear& linear, const ActivationPlanes& x, int64_t most_rows) {
+    const int64_t most = PaddedTokens(most_rows);
+    for (int64_t rows = PaddedTokens(kSkinnyTokens / 2 + 1); rows <= most;
+         rows = PaddedTokens(rows + 1)) {
+      matmuls.push_back(MatmulOf(linear, x, rows));
+    }
+  };
+  const LlamaModel& m = cuda_model_.llama;
+  add(m.layers[0].qkv, scratch_.normed, limits_.max_step_tokens);
+  add(m.layers[0].o_proj, scratch_.attended, limits_.max_step_tokens);
+  add(m.layers[0].gate_up, scratch_.normed, limits_.max_step_tokens);
+  add(m.layers[0].down_proj, scratch_.activated, limits_.max_step_tokens);
+  add(m.head, scratch_.head_in, limits_.max_step_logits);
+  // One plane takes the lower half of the accumulators at most.
+  return device_->PrepareMatmuls(matmuls, scratch_.acc + scratch_.acc_elements / 2);
 }
 
 absl::StatusOr<int64_t> CudaExecutor::KvBlocks(int64_t other_bytes, int64_t kv_bytes) {
@@ -120,7 +144,9 @@ absl::StatusOr<int64_t> CudaExecutor::KvBlocks(int64_t other_bytes, int64_t kv_b
 
 int64_t CudaExecutor::LayOutScratch(int8_t* memory) {
   const ModelConfig& c = model_.config;
-  const int64_t tokens = limits_.max_step_tokens, rows = limits_.max_step_logits;
+  // Products are done with some rows more (PaddedTokens); what they read there is of no account.
+  const int64_t tokens = PaddedTokens(limits_.max_step_tokens);
+  const int64_t rows = PaddedTokens(limits_.max_step_logits);
   const int64_t q_width = int64_t{c.num_attention_heads} * c.head_dim;
   const int64_t kv_width = int64_t{c.num_key_value_heads} * c.head_dim;
   const int64_t widest =
@@ -329,21 +355,28 @@ absl::StatusOr<Accumulators> CudaExecutor::Linear(const LlamaLinear& linear,
                       .bias = linear.bias};
 }
 
+CudaMatmul CudaExecutor::MatmulOf(const LlamaLinear& linear, const ActivationPlanes& x,
+                                  int64_t rows) const {
+  return {.weights = static_cast<const int8_t*>(linear.packed),
+          .x = x.hi,
+          .acc = scratch_.acc,
+          .outputs = linear.outputs,
+          .tokens = rows,
+          .depth = linear.depth,
+          .weight_stride = linear.depth,
+          .x_stride = static_cast<int64_t>(x.stride),
+          .acc_stride = linear.outputs,
+          .workspace = scratch_.workspace,
+          .workspace_bytes = scratch_.workspace_bytes};
+}
+
 absl::StatusOr<Accumulators> CudaExecutor::LargeLinear(const LlamaLinear& linear,
                                                        const ActivationPlanes& x, int32_t tokens) {
+  const int64_t rows = PaddedTokens(tokens);
   const auto stride = static_cast<size_t>(linear.outputs);
-  const size_t plane_stride = static_cast<size_t>(tokens) * stride;
-  CudaMatmul matmul = {.weights = static_cast<const int8_t*>(linear.packed),
-                       .x = x.hi,
-                       .acc = scratch_.acc,
-                       .outputs = linear.outputs,
-                       .tokens = tokens,
-                       .depth = linear.depth,
-                       .weight_stride = linear.depth,
-                       .x_stride = static_cast<int64_t>(x.stride),
-                       .acc_stride = linear.outputs,
-                       .workspace = scratch_.workspace,
-                       .workspace_bytes = scratch_.workspace_bytes};
+  const size_t plane_stride = static_cast<size_t>(rows) * stride;
+  CHECK_LE((x.lo == nullptr ? 1 : 2) * rows * linear.outputs, scratch_.acc_elements);
+  CudaMatmul matmul = MatmulOf(linear, x, rows);
   RETURN_IF_ERROR(device_->Matmul(matmul));
   if (x.lo != nullptr) {
     matmul.x = x.lo;

@@ -60,6 +60,7 @@ class CudaExecutor final : public Executor {
   CudaExecutor(IntegerModel model, std::unique_ptr<CudaDevice> device)
       : device_(std::move(device)), model_(std::move(model)) {}
   absl::Status SetUp(const CudaExecutorOptions& options);
+  absl::Status PrepareMatmuls();
   absl::StatusOr<int64_t> KvBlocks(int64_t other_bytes, int64_t kv_bytes);
   // Lays the scratch out from `memory` and returns its bytes; with null it only counts.
   int64_t LayOutScratch(int8_t* memory);
@@ -73,6 +74,8 @@ class CudaExecutor final : public Executor {
                                       bool wide, int32_t tokens);
   absl::StatusOr<Accumulators> LargeLinear(const LlamaLinear& linear, const ActivationPlanes& x,
                                            int32_t tokens);
+  // One plane of cuBLASLt's product with `rows` rows, the first of x.
+  CudaMatmul MatmulOf(const LlamaLinear& linear, const ActivationPlanes& x, int64_t rows) const;
   int32_t Splits(const LlamaLinear& linear, int32_t tokens, int32_t planes) const;
   CudaNorm NormInto(const LlamaNorm& norm, const ActivationPlanes& out) const;
   template <typename T>

@@ -139,6 +139,25 @@ TEST(CudaExecutorTest, AMixedStepGivesTheRowsOfTheCpu) {
                                6));
 }
 
+// Products take more rows than the step has: there has to be room for the last ones.
+TEST(CudaExecutorTest, TheLargestStepHasRoom) {
+  EmulatedDeviceState state;
+  CudaExecutorOptions options = kOptions;
+  options.max_step_logits = 1;  // else the head's accumulators are the largest
+  const auto cuda = MakeCuda(kOdd, &state, options);
+  std::vector<int32_t> ids(100);
+  ASSERT_GT(PaddedTokens(100), kOptions.max_step_tokens);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 53 % 290);
+  const std::vector<int32_t> table = {3, 1, 2, 0}, last = {99};
+  std::vector<int32_t> expected(static_cast<size_t>(cuda->limits().vocab_size));
+  std::vector<int32_t> actual = expected;
+  const SequenceChunk chunk = {ids, 0, table, last};
+  ASSERT_TRUE(MakeCpu(kOdd)->Forward({chunk}, expected.data()).ok());
+  const absl::Status status = cuda->Forward({chunk}, actual.data());
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(actual, expected);
+}
+
 TEST(CudaExecutorTest, AFailedLaunchEndsIt) {
   EmulatedDeviceState state;
   const auto executor = MakeCuda(kPlain, &state);

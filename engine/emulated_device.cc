@@ -9,7 +9,8 @@
 namespace fixpoint {
 namespace {
 constexpr int64_t kAlignBytes = 256;
-}
+constexpr int kJunk = 0x5a;
+}  // namespace
 
 absl::Status EmulatedDevice::Lost() const {
   return lost_ ? absl::InternalError("emulated device: lost") : absl::OkStatus();
@@ -69,13 +70,38 @@ absl::Status EmulatedDevice::Launched(int error, absl::string_view what) {
   return absl::OkStatus();
 }
 
-absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
-  RETURN_IF_ERROR(Lost());
+absl::Status EmulatedDevice::CheckMatmul(const CudaMatmul& m) const {
   RETURN_IF_ERROR(ValidateMatmul(m));
   RETURN_IF_ERROR(CheckInside(m.weights, (m.outputs - 1) * m.weight_stride + m.depth));
   RETURN_IF_ERROR(CheckInside(m.x, (m.tokens - 1) * m.x_stride + m.depth));
   RETURN_IF_ERROR(CheckInside(m.acc, 4 * ((m.tokens - 1) * m.acc_stride + m.outputs)));
-  RETURN_IF_ERROR(CheckInside(m.workspace, m.workspace_bytes));
+  return CheckInside(m.workspace, m.workspace_bytes);
+}
+
+absl::Status EmulatedDevice::PrepareMatmuls(absl::Span<const CudaMatmul> matmuls,
+                                            int32_t* expected) {
+  RETURN_IF_ERROR(Lost());
+  for (const CudaMatmul& m : matmuls) {
+    RETURN_IF_ERROR(CheckMatmul(m));
+    RETURN_IF_ERROR(CheckOwnKernelCanDo(m));
+    const int64_t acc_bytes = 4 * ((m.tokens - 1) * m.acc_stride + m.outputs);
+    RETURN_IF_ERROR(CheckInside(expected, acc_bytes));
+    RETURN_IF_ERROR(CheckInside(m.x, m.tokens * m.x_stride));
+    std::memset(m.acc, kJunk, static_cast<size_t>(acc_bytes));
+    std::memset(expected, kJunk, static_cast<size_t>(acc_bytes));
+    std::memset(const_cast<int8_t*>(m.x), 0, static_cast<size_t>(m.tokens * m.x_stride));
+    prepared_.insert(ShapeOf(m));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
+  RETURN_IF_ERROR(Lost());
+  RETURN_IF_ERROR(CheckMatmul(m));
+  if (!prepared_.contains(ShapeOf(m))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("emulated device: ", Describe(ShapeOf(m)), " was not prepared"));
+  }
   ++state_.matmuls;
   for (int64_t t = 0; t < m.tokens; ++t) {
     for (int64_t c = 0; c < m.outputs; ++c) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -39,15 +40,19 @@ class EmulatedDevice final : public CudaDevice {
   absl::Status Synchronize() override { return Lost(); }
   absl::Status Launched(int error, absl::string_view what) override;
   bool has_matmul() const override { return state_.has_matmul; }
+  // Only remembers the shapes, and writes where a device would.
+  absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) override;
   absl::Status Matmul(const CudaMatmul& matmul) override;
 
  private:
   absl::Status Lost() const;
   // INTERNAL unless the bytes lie in memory of this device.
   absl::Status CheckInside(const void* at, int64_t bytes) const;
+  absl::Status CheckMatmul(const CudaMatmul& matmul) const;
 
   EmulatedDeviceState& state_;
   bool lost_ = false;
+  std::set<MatmulShape> prepared_;
   struct Piece {
     AlignedBuffer memory;
     int8_t* begin = nullptr;  // aligned to 256

@@ -6,7 +6,8 @@ namespace fixpoint {
 
 bool BuiltWithCuda() { return false; }
 
-absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index) {
+absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index,
+                                                               const NvidiaDeviceOptions&) {
   return absl::FailedPreconditionError(absl::StrCat("cuda:", index, ": built without CUDA"));
 }
 

@@ -45,6 +45,9 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app->add_option("--device", options->load.device, "Device to compute on")->capture_default_str();
+  app->add_option(
+      "--cuda-algorithm-cache", options->load.cuda_algorithm_cache,
+      "File that keeps the timed choice of matrix products on a GPU for the next start");
   app->add_option("--kv-cache-bytes", options->load.kv_cache_bytes,
                   "Size of the key/value cache; 0: half of the free memory")
       ->check(CLI::NonNegativeNumber)

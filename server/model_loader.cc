@@ -98,7 +98,12 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(IntegerModel model,
   CudaExecutorOptions cuda_options{.kv_cache_bytes = options.kv_cache_bytes};
   cuda_options.max_step_logits = std::max(cuda_options.max_step_logits, options.max_running);
   cuda_options.max_step_tokens = std::max(cuda_options.max_step_tokens, least_tokens);
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CreateNvidiaDevice(*cuda));
+  const MatmulLog log = [](const std::string& line) {
+    LogLine(LogLevel::kWarning, "cuda_algorithms").Add("what", line).Write();
+  };
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<CudaDevice> device,
+      CreateNvidiaDevice(*cuda, {.algorithm_cache = options.cuda_algorithm_cache, .log = log}));
   return CudaExecutor::Create(std::move(model), std::move(device), cuda_options);
 }
 
