@@ -21,6 +21,7 @@ class CudaDevice {
   virtual const CudaKernels& kernels() const = 0;
   virtual CudaStream* stream() const = 0;
   virtual int32_t multiprocessors() const = 0;
+  virtual int64_t l2_bytes() const = 0;  // of the cache that all multiprocessors share
   virtual absl::StatusOr<int64_t> FreeBytes() = 0;
 
   // Zeroed memory, aligned to 256 bytes, that lives as long as the device. Called at the start

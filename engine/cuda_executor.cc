@@ -44,6 +44,11 @@ ActivationPlanes Site(const ActivationPlanes& planes, bool wide) {
   return {planes.hi, wide ? planes.lo : nullptr, planes.stride};
 }
 
+ActivationPlanes RowsFrom(const ActivationPlanes& planes, int32_t first) {
+  const size_t offset = static_cast<size_t>(first) * planes.stride;
+  return {planes.hi + offset, planes.lo == nullptr ? nullptr : planes.lo + offset, planes.stride};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
@@ -53,6 +58,8 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
   RETURN_IF_ERROR(CheckRange("max_step_logits", options.max_step_logits, 1,
                              std::min(options.max_step_tokens, kMaxCudaStepLogits)));
   RETURN_IF_ERROR(CheckRange("kv_cache_bytes", options.kv_cache_bytes, 0, kMost));
+  RETURN_IF_ERROR(
+      CheckRange("least_slice_tokens", options.least_slice_tokens, 1, kMaxCudaStepTokens));
   // Element counts of the scores stay in int32.
   RETURN_IF_ERROR(CheckRange("decode_bytes", options.decode_bytes, 0, int64_t{8} << 30));
   std::unique_ptr<CudaExecutor> executor(new CudaExecutor(std::move(model), std::move(device)));
@@ -72,6 +79,7 @@ absl::Status CudaExecutor::SetUp(const CudaExecutorOptions& options) {
   limits_.max_step_tokens = options.max_step_tokens;
   limits_.max_step_logits = options.max_step_logits;
   layer_bytes_ = limits_.block_bytes / c.num_hidden_layers;
+  least_slice_tokens_ = options.least_slice_tokens;
   use_matmul_ = options.use_matmul && device_->has_matmul();
   plan_shape_ = {.max_tokens = options.max_step_tokens,
                  .max_rows = options.max_step_logits,
@@ -113,11 +121,15 @@ absl::Status CudaExecutor::PrepareMatmuls() {
       matmuls.push_back(MatmulOf(linear, x, rows));
     }
   };
+  // A slice of one plane has at least the tokens of one of two.
+  const auto add_sliced = [&](const LlamaLinear& linear, const ActivationPlanes& x) {
+    add(linear, x, SliceTokens(linear, /*wide=*/false, limits_.max_step_tokens));
+  };
   const LlamaModel& m = cuda_model_.llama;
-  add(m.layers[0].qkv, scratch_.normed, limits_.max_step_tokens);
-  add(m.layers[0].o_proj, scratch_.attended, limits_.max_step_tokens);
-  add(m.layers[0].gate_up, scratch_.normed, limits_.max_step_tokens);
-  add(m.layers[0].down_proj, scratch_.activated, limits_.max_step_tokens);
+  add_sliced(m.layers[0].qkv, scratch_.normed);
+  add_sliced(m.layers[0].o_proj, scratch_.attended);
+  add_sliced(m.layers[0].gate_up, scratch_.normed);
+  add_sliced(m.layers[0].down_proj, scratch_.activated);
   add(m.head, scratch_.head_in, limits_.max_step_logits);
   // One plane takes the lower half of the accumulators at most.
   return device_->PrepareMatmuls(matmuls, scratch_.acc + scratch_.acc_elements / 2);
@@ -216,58 +228,65 @@ absl::Status CudaExecutor::Layer(const CudaPlan& plan, int32_t index) {
   CudaStream* const stream = device_->stream();
   const KvLayer cache = {kv_base_ + index * layer_bytes_, static_cast<size_t>(limits_.block_bytes)};
 
-  ASSIGN_OR_RETURN(const Accumulators qkv,
-                   Linear(layer.qkv, scratch_.normed, layer.attn_norm.wide, plan.tokens));
-  RETURN_IF_ERROR(device_->Launched(kernels.rotate({.acc = qkv,
-                                                    .tokens = plan.tokens,
-                                                    .num_heads = m.num_attention_heads,
-                                                    .kv_heads = m.num_key_value_heads,
-                                                    .head_dim = m.head_dim,
-                                                    .q_before = layer.q_before,
-                                                    .q_after = layer.q_after,
-                                                    .k_before = layer.k_before,
-                                                    .k_after = layer.k_after,
-                                                    .v = layer.v,
-                                                    .cos = m.rope_cos,
-                                                    .sin = m.rope_sin,
-                                                    .rope_begin = m.prefix_tokens,
-                                                    .hadamard = m.qk_hadamard,
-                                                    .positions = InPlan<int32_t>(plan.positions),
-                                                    .blocks = InPlan<int32_t>(plan.blocks),
-                                                    .q = scratch_.q,
-                                                    .q_stride = scratch_.q_stride,
-                                                    .cache = cache},
-                                                   stream),
-                                    "rotate"));
+  const auto rotate = [&](const Accumulators& qkv, int32_t first, int32_t tokens) {
+    return device_->Launched(
+        kernels.rotate({.acc = qkv,
+                        .tokens = tokens,
+                        .num_heads = m.num_attention_heads,
+                        .kv_heads = m.num_key_value_heads,
+                        .head_dim = m.head_dim,
+                        .q_before = layer.q_before,
+                        .q_after = layer.q_after,
+                        .k_before = layer.k_before,
+                        .k_after = layer.k_after,
+                        .v = layer.v,
+                        .cos = m.rope_cos,
+                        .sin = m.rope_sin,
+                        .rope_begin = m.prefix_tokens,
+                        .hadamard = m.qk_hadamard,
+                        .positions = InPlan<int32_t>(plan.positions) + first,
+                        .blocks = InPlan<int32_t>(plan.blocks) + first,
+                        .q = scratch_.q + static_cast<size_t>(first) * scratch_.q_stride,
+                        .q_stride = scratch_.q_stride,
+                        .cache = cache},
+                       stream),
+        "rotate");
+  };
+  RETURN_IF_ERROR(InSlices(layer.qkv, scratch_.normed, layer.attn_norm.wide, plan.tokens, rotate));
   RETURN_IF_ERROR(Attend(plan, layer, cache));
 
-  ASSIGN_OR_RETURN(const Accumulators o,
-                   Linear(layer.o_proj, scratch_.attended, layer.attn_out_wide, plan.tokens));
+  const auto residual = [&](const WideParams& requantize, const CudaNorm& norm) {
+    return [&, requantize, norm](const Accumulators& acc, int32_t first, int32_t tokens) {
+      CudaNorm rows = norm;
+      if (norm.multipliers != nullptr) rows.out = RowsFrom(norm.out, first);
+      return device_->Launched(
+          kernels.residual({acc, tokens, m.hidden_size, requantize,
+                            scratch_.h + static_cast<size_t>(first) * m.hidden_size, rows},
+                           stream),
+          "residual");
+    };
+  };
   RETURN_IF_ERROR(
-      device_->Launched(kernels.residual({o, plan.tokens, m.hidden_size, layer.o_requantize,
-                                          scratch_.h, NormInto(layer.mlp_norm, scratch_.normed)},
-                                         stream),
-                        "residual"));
+      InSlices(layer.o_proj, scratch_.attended, layer.attn_out_wide, plan.tokens,
+               residual(layer.o_requantize, NormInto(layer.mlp_norm, scratch_.normed))));
 
-  ASSIGN_OR_RETURN(const Accumulators gate_up,
-                   Linear(layer.gate_up, scratch_.normed, layer.mlp_norm.wide, plan.tokens));
-  RETURN_IF_ERROR(device_->Launched(
-      kernels.swiglu(
-          {gate_up, plan.tokens, m.intermediate_size, layer.gate, layer.up,
-           layer.sigmoid_multiplier, layer.sigmoid_shift, layer.product_shift,
-           m.down_hadamard_block, layer.down_in, Site(scratch_.activated, layer.down_in_wide)},
-          stream),
-      "swiglu"));
+  const auto swiglu = [&](const Accumulators& gate_up, int32_t first, int32_t tokens) {
+    return device_->Launched(
+        kernels.swiglu(
+            {gate_up, tokens, m.intermediate_size, layer.gate, layer.up, layer.sigmoid_multiplier,
+             layer.sigmoid_shift, layer.product_shift, m.down_hadamard_block, layer.down_in,
+             RowsFrom(Site(scratch_.activated, layer.down_in_wide), first)},
+            stream),
+        "swiglu");
+  };
+  RETURN_IF_ERROR(
+      InSlices(layer.gate_up, scratch_.normed, layer.mlp_norm.wide, plan.tokens, swiglu));
 
-  ASSIGN_OR_RETURN(const Accumulators down,
-                   Linear(layer.down_proj, scratch_.activated, layer.down_in_wide, plan.tokens));
   const bool last = index + 1 == m.num_layers;
-  return device_->Launched(
-      kernels.residual(
-          {down, plan.tokens, m.hidden_size, layer.down_requantize, scratch_.h,
-           last ? CudaNorm{} : NormInto(m.layers[index + 1].attn_norm, scratch_.normed)},
-          stream),
-      "residual");
+  return InSlices(
+      layer.down_proj, scratch_.activated, layer.down_in_wide, plan.tokens,
+      residual(layer.down_requantize,
+               last ? CudaNorm{} : NormInto(m.layers[index + 1].attn_norm, scratch_.normed)));
 }
 
 absl::Status CudaExecutor::Attend(const CudaPlan& plan, const LlamaLayer& layer,
@@ -322,6 +341,30 @@ absl::Status CudaExecutor::Head(const CudaPlan& plan) {
       kernels.logits({acc, plan.num_rows, m.vocab_size, m.head_requantize, scratch_.logits},
                      device_->stream()),
       "logits");
+}
+
+template <typename Consume>
+absl::Status CudaExecutor::InSlices(const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
+                                    int32_t tokens, Consume consume) {
+  const int32_t slice = SliceTokens(linear, wide, tokens);
+  for (int32_t first = 0; first < tokens; first += slice) {
+    const int32_t count = std::min(slice, tokens - first);
+    ASSIGN_OR_RETURN(const Accumulators acc, Linear(linear, RowsFrom(x, first), wide, count));
+    RETURN_IF_ERROR(consume(acc, first, count));
+  }
+  return absl::OkStatus();
+}
+
+// Slices of a padded count: the steps of PaddedTokens are powers of two, so that the last slice's
+// padding ends no later than the whole step's would.
+int32_t CudaExecutor::SliceTokens(const LlamaLinear& linear, bool wide, int32_t tokens) const {
+  const int64_t row_bytes =
+      int64_t{wide ? 2 : 1} * linear.outputs * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t fitting = device_->l2_bytes() / 4 * 3 / row_bytes;
+  if (PaddedTokens(tokens) <= fitting) return tokens;
+  int64_t slice = PaddedTokens(least_slice_tokens_);
+  while (PaddedTokens(slice + 1) <= fitting) slice = PaddedTokens(slice + 1);
+  return static_cast<int32_t>(std::min<int64_t>(slice, tokens));
 }
 
 absl::StatusOr<Accumulators> CudaExecutor::Linear(const LlamaLinear& linear,

@@ -24,6 +24,9 @@ struct CudaExecutorOptions {
   int32_t max_step_tokens = 512;  // [1, kMaxCudaStepTokens]
   int32_t max_step_logits = 64;   // [1, min(max_step_tokens, kMaxCudaStepLogits)]
   int64_t decode_bytes = int64_t{128} << 20;  // at least 0; scratch of attention with split keys
+  // A step of more tokens is cut where the accumulators of a layer would leave three quarters of
+  // the L2 cache before they are read. Each slice reads the weights again: at least this many.
+  int32_t least_slice_tokens = 256;
   bool use_matmul = true;  // cuBLASLt for more than kSkinnyTokens rows, where the device has it
 };
 
@@ -74,6 +77,12 @@ class CudaExecutor final : public Executor {
                                       bool wide, int32_t tokens);
   absl::StatusOr<Accumulators> LargeLinear(const LlamaLinear& linear, const ActivationPlanes& x,
                                            int32_t tokens);
+  // Linear and `consume(accumulators, first token, tokens)`, for one slice of the tokens after the
+  // other.
+  template <typename Consume>
+  absl::Status InSlices(const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
+                        int32_t tokens, Consume consume);
+  int32_t SliceTokens(const LlamaLinear& linear, bool wide, int32_t tokens) const;
   // One plane of cuBLASLt's product with `rows` rows, the first of x.
   CudaMatmul MatmulOf(const LlamaLinear& linear, const ActivationPlanes& x, int64_t rows) const;
   int32_t Splits(const LlamaLinear& linear, int32_t tokens, int32_t planes) const;
@@ -92,6 +101,7 @@ class CudaExecutor final : public Executor {
   int8_t* kv_base_ = nullptr;
   int64_t layer_bytes_ = 0;  // of one KV block
   Scratch scratch_;
+  int32_t least_slice_tokens_ = 0;
   bool use_matmul_ = true;
   absl::Status lost_;  // the error that ended it
 };

@@ -14,6 +14,7 @@ namespace fixpoint {
 
 struct EmulatedDeviceState {
   int32_t multiprocessors = 4;
+  int64_t l2_bytes = int64_t{64} << 10;
   bool has_matmul = true;
   int64_t memory_bytes = int64_t{256} << 20;
   int fail_launch_after = -1;  // counts down; at 0 every call fails from then on
@@ -32,6 +33,7 @@ class EmulatedDevice final : public CudaDevice {
   const CudaKernels& kernels() const override { return EmulatedKernels(); }
   CudaStream* stream() const override { return nullptr; }
   int32_t multiprocessors() const override { return state_.multiprocessors; }
+  int64_t l2_bytes() const override { return state_.l2_bytes; }
   absl::StatusOr<int64_t> FreeBytes() override;
   absl::StatusOr<int8_t*> Allocate(int64_t bytes) override;
   absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) override;

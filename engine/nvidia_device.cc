@@ -64,6 +64,8 @@ class NvidiaDevice final : public CudaDevice {
     RETURN_IF_ERROR(
         Check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index_),
               "cudaDeviceGetAttribute"));
+    RETURN_IF_ERROR(Check(cudaDeviceGetAttribute(&l2_bytes_, cudaDevAttrL2CacheSize, index_),
+                          "cudaDeviceGetAttribute"));
     RETURN_IF_ERROR(Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                           "cudaStreamCreateWithFlags"));
     return OpenCublasLt();
@@ -72,6 +74,7 @@ class NvidiaDevice final : public CudaDevice {
   const CudaKernels& kernels() const override { return DeviceKernels(); }
   CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_); }
   int32_t multiprocessors() const override { return multiprocessors_; }
+  int64_t l2_bytes() const override { return l2_bytes_; }
   bool has_matmul() const override { return handle_ != nullptr; }
 
   absl::StatusOr<int64_t> FreeBytes() override {
@@ -171,7 +174,7 @@ class NvidiaDevice final : public CudaDevice {
 
   const int index_;
   NvidiaDeviceOptions options_;
-  int multiprocessors_ = 0;
+  int multiprocessors_ = 0, l2_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   const CublasLtApi* cublaslt_ = nullptr;
   cublasLtHandle_t handle_ = nullptr;
