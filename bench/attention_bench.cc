@@ -1,7 +1,10 @@
 // Attention and the operations between matrix products, in the shapes of SmolLM2-135M, on one
 // thread: time a call and what that means for a whole model of 30 layers. Takes levels as arguments
-// (default all). Attention is compared with the reference before it is timed.
+// (default all). Attention is compared with the reference before it is timed; its share of what the
+// machine allows is the larger of K and V / streaming bandwidth and multiplications / register peak
+// of the level, both measured in the same run, over the time (numerators are in neither).
 #include "bench/bench_util.h"
+#include "bench/limits.h"
 
 namespace fixpoint::bench {
 namespace {
@@ -21,7 +24,7 @@ struct Attention {
         prefix_k(kKvHeads * kPrefix * kHeadDim),
         prefix_v(kKvHeads * kPrefix * kHeadDim),
         multipliers(kHidden),
-        scores(kHeads, {.d_max = 1 << 19, .a = 4, .c = 40000, .n = 17}) {
+        scores(kHeads, {.d_max = 1 << 19, .a = 5, .c = 40000, .n = 10}) {
     cache.Fill(-127, 127, 1);
     q.Fill(-127, 127, 2);
     prefix_k.Fill(-5000, 5000, 3);
@@ -49,6 +52,13 @@ struct Attention {
                    {out.data(), nullptr, kHidden},
                    scratch.data()});
   }
+  // K and V, once.
+  double Bytes() const { return 2.0 * keys * kKvHeads * kHeadDim; }
+  // Scores, and weighted sums of two planes; what causality leaves.
+  double Operations() const {
+    const double pairs = (position + 0.5 * (tokens + 1)) * tokens * kHeads;
+    return 2.0 * 3 * pairs * kHeadDim;
+  }
   size_t ScratchBytes(const Ops& ops) const {
     return ops.attention_scratch_bytes(tokens, keys + kPrefix, kHeads, kKvHeads, kHeadDim);
   }
@@ -61,26 +71,34 @@ struct Attention {
   std::vector<int32_t> table;
 };
 
+template <typename Body>
+double Seconds(const Ops& ops, const Body& body) {
+  const double first = MedianSeconds(ops, 1, 1, [&](int) { body(); });
+  const int calls = static_cast<int>(std::clamp(0.01 / first, 1.0, 10000.0));
+  return MedianSeconds(ops, 1, 5,
+                       [&](int) {
+                         for (int i = 0; i < calls; ++i) body();
+                       }) /
+         calls;
+}
+
 void Print(const char* level, const std::string& what, int32_t tokens, double seconds) {
-  std::printf("%-9s %-28s %6d %11.2f %14.2f\n", level, what.c_str(), tokens, seconds * 1e6,
+  std::printf("%-9s %-28s %6d %11.2f %14.2f", level, what.c_str(), tokens, seconds * 1e6,
               seconds * 1e6 * kLayers / tokens);
-  std::fflush(stdout);
 }
 
 template <typename Body>
 void Time(const Ops& ops, const std::string& what, int32_t tokens, const Body& body) {
-  const double first = MedianSeconds(ops, 1, 1, [&](int) { body(); });
-  const int calls = static_cast<int>(std::clamp(0.01 / first, 1.0, 10000.0));
-  const double seconds = MedianSeconds(ops, 1, 5, [&](int) {
-    for (int i = 0; i < calls; ++i) body();
-  });
-  Print(ops.name, what, tokens, seconds / calls);
+  Print(ops.name, what, tokens, Seconds(ops, body));
+  std::printf("\n");
+  std::fflush(stdout);
 }
 
 void CheckAttention(const Ops& ops) {
   Attention work(20, 100);
   Buffer<int8_t> expected(20 * kHidden), actual(20 * kHidden);
   Buffer<uint8_t> plain(work.ScratchBytes(ReferenceOps())), scratch(work.ScratchBytes(ops));
+  if (ops.thread_init != nullptr) ops.thread_init();
   work.Run(ReferenceOps(), expected, plain);
   work.Run(ops, actual, scratch);
   if (std::memcmp(expected.data(), actual.data(), expected.size()) != 0) {
@@ -91,14 +109,21 @@ void CheckAttention(const Ops& ops) {
 
 void TimeAttention(const Ops& ops) {
   CheckAttention(ops);
+  const double bandwidth = StreamingBandwidth(1), peak = MultiplyPeak(ops, 1);
+  std::printf("%-9s limits: %.1f GB/s, %.2f TOPS\n", ops.name, bandwidth / 1e9, peak / 1e12);
   for (const auto& [tokens, position] :
        {std::pair(1, 127), std::pair(1, 511), std::pair(1, 2047), std::pair(1, 8191),
-        std::pair(64, 448), std::pair(512, 0), std::pair(512, 1536)}) {
+        std::pair(64, 448), std::pair(512, 0), std::pair(512, 1536), std::pair(512, 7680)}) {
     Attention work(tokens, position);
     Buffer<int8_t> out(static_cast<size_t>(tokens) * kHidden);
     Buffer<uint8_t> scratch(work.ScratchBytes(ops));
-    Time(ops, "attention at " + std::to_string(position), tokens,
-         [&] { work.Run(ops, out, scratch); });
+    const double seconds = Seconds(ops, [&] { work.Run(ops, out, scratch); });
+    Print(ops.name, "attention at " + std::to_string(position), tokens, seconds);
+    const double least =
+        std::max(work.Bytes() / bandwidth, peak > 0 ? work.Operations() / peak : 0);
+    std::printf(" %6.2f GB/s %6.3f TOPS %4.0f %%\n", work.Bytes() / seconds / 1e9,
+                work.Operations() / seconds / 1e12, 100 * least / seconds);
+    std::fflush(stdout);
   }
 }
 
@@ -165,8 +190,8 @@ int main(int argc, char** argv) {
   using namespace fixpoint;
   const std::vector<const Ops*> levels = bench::LevelsFromArguments(argc, argv);
   std::printf("%s, one thread\n", bench::CpuName().c_str());
-  std::printf("%-9s %-28s %6s %11s %14s\n", "level", "operation", "tokens", "us a call",
-              "us/token x 30");
+  std::printf("%-9s %-28s %6s %11s %14s %11s %11s %6s\n", "level", "operation", "tokens",
+              "us a call", "us/token x 30", "read", "multiplied", "limit");
   for (const Ops* ops : levels) {
     bench::TimeAttention(*ops);
     bench::TimeElementwise(*ops);

@@ -18,6 +18,9 @@ namespace fixpoint {
 class CudaDevice {
  public:
   virtual ~CudaDevice() = default;
+  // Makes this the calling thread's device, as every other function that can fail does: comes
+  // before functions of kernels() where another device was used in between.
+  virtual absl::Status Use() = 0;
   virtual const CudaKernels& kernels() const = 0;
   virtual CudaStream* stream() const = 0;
   virtual int32_t multiprocessors() const = 0;
@@ -35,11 +38,23 @@ class CudaDevice {
   virtual absl::Status Upload(void* device, const void* host, int64_t bytes) = 0;
   // Copies to the host and waits for everything enqueued before.
   virtual absl::Status Download(void* host, const void* device, int64_t bytes) = 0;
+  // The same of rows that lie one behind the other on the device and host_stride bytes apart here.
+  virtual absl::Status DownloadRows(void* host, int64_t host_stride, const void* device,
+                                    int64_t row_bytes, int64_t rows) = 0;
   // Waits for everything enqueued; errors of kernels turn up here.
   virtual absl::Status Synchronize() = 0;
 
   // OK for 0, else the error that a function of kernels() has returned.
   virtual absl::Status Launched(int error, absl::string_view what) = 0;
+
+  // A CUDA graph: what is enqueued between BeginCapture and EndCapture is not done but recorded,
+  // with the arguments that it has then. Only functions of kernels(), and Matmul; all others are
+  // errors. EndCapture comes after a failure in between, too. It
+  // returns the number of the graph, which lives as long as the device.
+  virtual absl::Status BeginCapture() = 0;
+  virtual absl::StatusOr<int32_t> EndCapture() = 0;
+  // Enqueues what a graph has recorded.
+  virtual absl::Status LaunchGraph(int32_t graph) = 0;
 
   // Whether Matmul works: cuBLASLt was found.
   virtual bool has_matmul() const = 0;

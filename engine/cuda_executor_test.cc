@@ -2,74 +2,20 @@
 // does when the device fails.
 #include "engine/cuda_executor.h"
 
-#include <algorithm>
 #include <memory>
-#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "bundle/test_model.h"
-#include "engine/cpu_executor.h"
-#include "engine/emulated_device.h"
+#include "engine/cuda_test_models.h"
 #include "engine/golden.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/cpu/dispatch.h"
 
 namespace fixpoint {
 namespace {
 
 using testing::HasSubstr;
-
-// Small, as the emulator is slow.
-constexpr int32_t kContext = 200;
-constexpr CudaExecutorOptions kOptions = {.kv_cache_bytes = 1 << 20,
-                                          .max_step_tokens = 100,
-                                          .max_step_logits = 100,
-                                          .decode_bytes = 1 << 20};
-
-std::unique_ptr<CudaExecutor> MakeCuda(const TestModelOptions& model, EmulatedDeviceState* state,
-                                       const CudaExecutorOptions& options = kOptions) {
-  auto executor =
-      CudaExecutor::Create(MakeTestModel(model), std::make_unique<EmulatedDevice>(state), options);
-  EXPECT_TRUE(executor.ok()) << executor.status();
-  return std::move(executor).value();
-}
-
-std::unique_ptr<CpuExecutor> MakeCpu(const TestModelOptions& model) {
-  auto executor = CpuExecutor::Create(MakeTestModel(model), {.threads = 1,
-                                                             .kv_cache_bytes = 1 << 20,
-                                                             .max_step_tokens = 100,
-                                                             .max_step_logits = 100,
-                                                             .ops = FindOps("reference")});
-  EXPECT_TRUE(executor.ok()) << executor.status();
-  return std::move(executor).value();
-}
-
-std::vector<std::vector<int32_t>> Prompts() {
-  auto tokenizer = Tokenizer::Create(MakeTestTokenizer());
-  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
-  return GoldenPrompts(**tokenizer);
-}
-
-const TestModelOptions kPlain = {.context = kContext};
-// Nothing is a multiple of what the kernels pad to, and every option is on.
-const TestModelOptions kOdd = {.seed = 3,
-                               .layers = 2,
-                               .hidden = 72,
-                               .heads = 6,
-                               .kv_heads = 2,
-                               .head_dim = 16,
-                               .intermediate = 104,
-                               .vocab = 301,
-                               .context = kContext,
-                               .prefix_tokens = 3,
-                               .wide_sites = kWideAttnNorm | kWideDownIn,
-                               .odd_layer_wide_sites = kWideAll,
-                               .qkv_bias = true,
-                               .qk_hadamard = true,
-                               .down_hadamard_block = 8};
 
 struct Variant {
   std::string name;

@@ -10,6 +10,9 @@ constexpr size_t kAlignBytes = 16;
 // Blocks of the grid that each multiprocessor should get, to even out their differences.
 constexpr int64_t kPartsPerMultiprocessor = 4;
 
+// Shorter sequences are one bucket: their splits are few anyway.
+constexpr int32_t kLeastBucketBlocks = 4;
+
 constexpr size_t RoundUp(size_t n) { return (n + kAlignBytes - 1) / kAlignBytes * kAlignBytes; }
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -17,6 +20,26 @@ int32_t BlocksOf(const SequenceChunk& chunk) {
   const auto tokens = static_cast<int32_t>(chunk.token_ids.size());
   return (chunk.position + tokens - 1) / kKvBlockTokens + 1;
 }
+
+// As many splits as give every multiprocessor some blocks of the grid.
+int32_t SplitBlocks(const CudaPlanShape& shape, int64_t tiles, int32_t longest) {
+  const int64_t wanted = std::max<int64_t>(
+      1, kPartsPerMultiprocessor * shape.multiprocessors / (tiles * shape.kv_heads));
+  return static_cast<int32_t>(std::clamp<int64_t>(CeilDiv(longest, wanted), 1, kMaxSplitBlocks));
+}
+
+// What the launches of a bucket are told about attention.
+struct BucketTiles {
+  BucketTiles(const CudaPlanShape& shape, const CudaBucket& bucket)
+      : count(bucket.tokens * CountTiles(1, shape.num_heads / shape.kv_heads, kDecodeRows)),
+        split_blocks(SplitBlocks(shape, count, bucket.blocks)),
+        splits(static_cast<int32_t>(CeilDiv(bucket.blocks, split_blocks))),
+        score_keys(static_cast<int32_t>(shape.score_elements /
+                                        (shape.kv_heads * bucket.tile_rows * kKvBlockTokens) *
+                                        kKvBlockTokens)) {}
+  int32_t count, split_blocks, splits;
+  int32_t score_keys;  // all that there is room for
+};
 
 class Planner {
  public:
@@ -27,8 +50,17 @@ class Planner {
         group_(shape.num_heads / shape.kv_heads),
         prefill_rows_(PrefillRows(shape.head_dim)) {}
 
-  CudaPlan Run() {
-    ChooseDecoding();
+  CudaPlan Run(const std::optional<CudaBucket>& bucket) {
+    if (bucket.has_value()) {
+      DecodeAll(*bucket);
+    } else {
+      ChooseDecoding();
+    }
+    Count();
+    if (bucket.has_value()) {
+      plan_.tokens = bucket->tokens;
+      plan_.num_rows = std::min(bucket->tokens, shape_.max_rows);
+    }
     LayOut();
     Fill();
     return plan_;
@@ -49,7 +81,7 @@ class Planner {
       const int64_t all_keys = keys + int64_t{count} * BlocksOf(chunks_[i]) * kKvBlockTokens;
       const int64_t all_tiles = tiles + count;
       if (all_keys * most_rows * shape_.kv_heads > shape_.score_elements) continue;
-      const int32_t split_blocks = SplitBlocks(all_tiles, blocks);
+      const int32_t split_blocks = SplitBlocks(shape_, all_tiles, blocks);
       const int64_t splits = CeilDiv(blocks, split_blocks);
       if (all_tiles * shape_.kv_heads * splits * kDecodeRows > shape_.part_rows) continue;
       keys = all_keys;
@@ -65,11 +97,14 @@ class Planner {
     plan_.row_stride = rows;
   }
 
-  // As many splits as give every multiprocessor some blocks of the grid.
-  int32_t SplitBlocks(int64_t tiles, int32_t longest) const {
-    const int64_t wanted = std::max<int64_t>(
-        1, kPartsPerMultiprocessor * shape_.multiprocessors / (tiles * shape_.kv_heads));
-    return static_cast<int32_t>(std::clamp<int64_t>(CeilDiv(longest, wanted), 1, kMaxSplitBlocks));
+  void DecodeAll(const CudaBucket& bucket) {
+    for (size_t i = 0; i < chunks_.size(); ++i) Decoding(i) = 1;
+    const BucketTiles tiles(shape_, bucket);
+    plan_.num_decode_tiles = tiles.count;
+    plan_.score_keys = tiles.score_keys;
+    plan_.row_stride = bucket.tile_rows;
+    plan_.split_blocks = tiles.split_blocks;
+    plan_.splits = tiles.splits;
   }
 
   // Marks behind the piece's own contents: [chunks] bytes.
@@ -77,15 +112,19 @@ class Planner {
     return memory_[MaxPlanBytes(shape_) - static_cast<size_t>(shape_.max_tokens) + chunk];
   }
 
-  void LayOut() {
-    size_t table_entries = 0;
+  void Count() {
     for (size_t i = 0; i < chunks_.size(); ++i) {
       const auto tokens = static_cast<int32_t>(chunks_[i].token_ids.size());
       plan_.tokens += tokens;
       plan_.num_rows += static_cast<int32_t>(chunks_[i].logit_indices.size());
-      table_entries += static_cast<size_t>(BlocksOf(chunks_[i]));
+      table_entries_ += BlocksOf(chunks_[i]);
       if (Decoding(i) == 0) plan_.num_prefill_tiles += CountTiles(tokens, group_, prefill_rows_);
     }
+    plan_.wanted_rows = plan_.num_rows;
+  }
+
+  // The block tables come last: their length is not the bucket's.
+  void LayOut() {
     const auto take = [&](int32_t count, size_t bytes) {
       const size_t at = plan_.used_bytes;
       plan_.used_bytes = RoundUp(at + static_cast<size_t>(count) * bytes);
@@ -97,7 +136,7 @@ class Planner {
     plan_.rows = take(plan_.num_rows, sizeof(int32_t));
     plan_.decode_tiles = take(plan_.num_decode_tiles, sizeof(AttentionTile));
     plan_.prefill_tiles = take(plan_.num_prefill_tiles, sizeof(AttentionTile));
-    plan_.block_tables = take(static_cast<int32_t>(table_entries), sizeof(int32_t));
+    plan_.block_tables = take(table_entries_, sizeof(int32_t));
   }
 
   template <typename T>
@@ -139,13 +178,28 @@ class Planner {
       table += blocks;
       token += tokens;
     }
+    Pad(token, row, decode);
     for (size_t i = 0; i < chunks_.size(); ++i) Decoding(i) = 0;
+  }
+
+  // What a bucket has more than the chunks: tokens 0 at position 0 of a block that no sequence has,
+  // rows that nobody reads, tiles without a token.
+  void Pad(int32_t token, int32_t row, AttentionTile* tile) {
+    for (; token < plan_.tokens; ++token) {
+      At<int32_t>(plan_.token_ids)[token] = 0;
+      At<int32_t>(plan_.positions)[token] = 0;
+      At<int32_t>(plan_.blocks)[token] = shape_.padding_block;
+    }
+    for (; row < plan_.num_rows; ++row) At<int32_t>(plan_.rows)[row] = 0;
+    AttentionTile* const end = At<AttentionTile>(plan_.decode_tiles) + plan_.num_decode_tiles;
+    for (; tile < end; ++tile) *tile = {};
   }
 
   const CudaPlanShape& shape_;
   const absl::Span<const SequenceChunk> chunks_;
   int8_t* const memory_;
   const int32_t group_, prefill_rows_;
+  int32_t table_entries_ = 0;
   CudaPlan plan_;
 };
 
@@ -163,9 +217,38 @@ size_t MaxPlanBytes(const CudaPlanShape& shape) {
                  tokens);
 }
 
+std::optional<CudaBucket> FindBucket(const CudaPlanShape& shape,
+                                     absl::Span<const SequenceChunk> chunks) {
+  const int32_t group = shape.num_heads / shape.kv_heads;
+  int64_t tokens = 0, keys = 0;
+  int32_t longest = 0, longest_chunk = 0;
+  bool wanted = false;
+  for (const SequenceChunk& chunk : chunks) {
+    const auto count = static_cast<int32_t>(chunk.token_ids.size());
+    if (count > kDecodeChunkTokens) return std::nullopt;
+    tokens += count;
+    longest_chunk = std::max(longest_chunk, count);
+    longest = std::max(longest, BlocksOf(chunk));
+    keys += int64_t{CountTiles(count, group, kDecodeRows)} * BlocksOf(chunk) * kKvBlockTokens;
+    wanted = wanted || !chunk.logit_indices.empty();
+  }
+  if (!wanted || tokens > kMaxBucketTokens) return std::nullopt;
+  CudaBucket bucket = {.tokens = 1, .blocks = kLeastBucketBlocks};
+  while (bucket.tokens < tokens) bucket.tokens += std::min(bucket.tokens, 8);
+  while (bucket.blocks < longest) bucket.blocks *= 2;
+  bucket.tokens = std::min(bucket.tokens, shape.max_tokens);
+  bucket.blocks = std::min(bucket.blocks, shape.max_sequence_blocks);
+  const int32_t token_rows = std::min(group, kDecodeRows);
+  bucket.tile_rows = longest_chunk == 1 ? token_rows : kDecodeRows / token_rows * token_rows;
+  const BucketTiles tiles(shape, bucket);
+  const int64_t part_rows = int64_t{tiles.count} * shape.kv_heads * tiles.splits * kDecodeRows;
+  if (keys > tiles.score_keys || part_rows > shape.part_rows) return std::nullopt;
+  return bucket;
+}
+
 CudaPlan MakePlan(const CudaPlanShape& shape, absl::Span<const SequenceChunk> chunks,
-                  int8_t* memory) {
-  return Planner(shape, chunks, memory).Run();
+                  int8_t* memory, const std::optional<CudaBucket>& bucket) {
+  return Planner(shape, chunks, memory).Run(bucket);
 }
 
 }  // namespace fixpoint

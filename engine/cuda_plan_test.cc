@@ -2,6 +2,8 @@
 
 #include <cstring>
 #include <numeric>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -108,6 +110,78 @@ TEST(CudaPlanTest, TheLargestStepFits) {
     EXPECT_LE(MakePlan(shape, chunks, memory.get()).used_bytes, MaxPlanBytes(shape) - 64);
     chunks = {{ids, 0, table, none}};
     EXPECT_LE(MakePlan(shape, chunks, memory.get()).used_bytes, MaxPlanBytes(shape) - 64);
+  }
+}
+
+TEST(CudaPlanTest, BucketsAreCoarse) {
+  const std::vector<int32_t> ids = Iota(9, 0), table = Iota(40, 0), first = {0}, none;
+  const auto ids_of = [&](size_t n) { return absl::MakeConstSpan(ids).subspan(0, n); };
+  const auto bucket = [&](size_t chunks, size_t tokens, int32_t position) {
+    return FindBucket(kShape,
+                      std::vector<SequenceChunk>(chunks, {ids_of(tokens), position, table, first}));
+  };
+  using B = CudaBucket;
+  EXPECT_EQ(bucket(1, 1, 0), (B{.tokens = 1, .blocks = 4, .tile_rows = 4}));
+  EXPECT_EQ(bucket(3, 1, 255), (B{.tokens = 4, .blocks = 4, .tile_rows = 4}));
+  EXPECT_EQ(bucket(3, 1, 256), (B{.tokens = 4, .blocks = 8, .tile_rows = 4}));
+  EXPECT_EQ(bucket(9, 1, 2559), (B{.tokens = 16, .blocks = 40, .tile_rows = 4}));
+  EXPECT_EQ(bucket(17, 1, 0), (B{.tokens = 24, .blocks = 4, .tile_rows = 4}));
+  EXPECT_EQ(bucket(1, 3, 0), (B{.tokens = 4, .blocks = 4, .tile_rows = 8}));
+  EXPECT_EQ(bucket(8, 8, 0), (B{.tokens = 64, .blocks = 4, .tile_rows = 8}));
+  EXPECT_EQ(bucket(1, 9, 0), std::nullopt) << "a prompt";
+  EXPECT_EQ(bucket(65, 1, 0), std::nullopt) << "too many tokens";
+  EXPECT_EQ(FindBucket(kShape, {{ids_of(1), 0, table, none}}), std::nullopt) << "no row";
+  CudaPlanShape shape = kShape;
+  shape.max_tokens = 20;
+  const std::vector<SequenceChunk> chunks(17, {ids_of(1), 0, table, first});
+  EXPECT_EQ(FindBucket(shape, chunks)->tokens, 20);
+  shape.score_elements = 2 * 4 * 64 * 16;  // kv heads x rows x 16 blocks
+  EXPECT_EQ(FindBucket(shape, chunks), std::nullopt) << "no memory for scores";
+  shape = kShape;
+  shape.part_rows = 24 * 2 * 8 - 1;
+  EXPECT_EQ(FindBucket(shape, chunks), std::nullopt) << "no memory for parts";
+}
+
+// All that a launch is told.
+auto ArgumentsOf(const CudaPlan& p) {
+  return std::tuple(p.token_ids, p.positions, p.blocks, p.rows, p.decode_tiles, p.prefill_tiles,
+                    p.block_tables, p.tokens, p.num_rows, p.num_decode_tiles, p.num_prefill_tiles,
+                    p.score_keys, p.row_stride, p.split_blocks, p.splits);
+}
+
+TEST(CudaPlanTest, StepsOfABucketHaveTheSameLaunches) {
+  const std::vector<int32_t> ids = Iota(8, 7), table = Iota(40, 3), first = {0}, two = {0, 2}, none;
+  const auto ids_of = [&](size_t n) { return absl::MakeConstSpan(ids).subspan(0, n); };
+  CudaPlanShape shape = kShape;
+  shape.padding_block = 999;
+  Memory memory(shape), other(shape);
+  const std::vector<SequenceChunk> a = {{ids_of(3), 60, table, two}, {ids_of(2), 500, table, none}},
+                                   b = {{ids_of(1), 300, table, first},
+                                        {ids_of(1), 2, table, first},
+                                        {ids_of(5), 7, table, two}};
+  const auto bucket = FindBucket(shape, a);
+  ASSERT_EQ(FindBucket(shape, b), bucket);
+  std::memset(other.get(), 0x55, MaxPlanBytes(shape) - 64);
+  const CudaPlan plan = MakePlan(shape, a, memory.get(), bucket);
+  const CudaPlan again = MakePlan(shape, b, other.get(), bucket);
+  EXPECT_EQ(ArgumentsOf(plan), ArgumentsOf(again));
+  EXPECT_EQ(plan.tokens, 8);
+  EXPECT_EQ(plan.num_rows, 8);
+  EXPECT_EQ(plan.wanted_rows, 2);
+  EXPECT_EQ(again.wanted_rows, 4);
+  EXPECT_EQ(plan.num_prefill_tiles, 0);
+  EXPECT_EQ(plan.num_decode_tiles, 8);
+  // Seven tokens are real; of the eight tiles one, one and three.
+  EXPECT_EQ(other.At<int32_t>(again.blocks)[6], 3);
+  EXPECT_EQ(other.At<int32_t>(again.blocks)[7], 999);
+  EXPECT_EQ(other.At<int32_t>(again.token_ids)[7], 0);
+  EXPECT_EQ(other.At<int32_t>(again.positions)[7], 0);
+  EXPECT_EQ(other.At<int32_t>(again.rows)[3], 4);
+  EXPECT_EQ(other.At<int32_t>(again.rows)[4], 0);
+  EXPECT_EQ(other.At<AttentionTile>(again.decode_tiles)[4].tokens, 1);
+  for (int32_t i = 5; i < 8; ++i) {
+    EXPECT_EQ(other.At<AttentionTile>(again.decode_tiles)[i].tokens, 0);
+    EXPECT_EQ(other.At<AttentionTile>(again.decode_tiles)[i].score_blocks, 0);
   }
 }
 

@@ -1,13 +1,15 @@
-// A CudaDevice in the host's memory, for tests without a GPU: kernels run on the emulator,
-// cuBLASLt's products as plain loops behind ValidateMatmul. Slow.
+// CudaDevices in the host's memory, for tests without a GPU: kernels run on the emulator,
+// cuBLASLt's products as plain loops behind ValidateMatmul, NCCL's sum as another. Slow.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <vector>
 
 #include "base/aligned_buffer.h"
+#include "engine/cuda_collective.h"
 #include "engine/cuda_device.h"
 
 namespace fixpoint {
@@ -22,7 +24,15 @@ struct EmulatedDeviceState {
   // What happened.
   int allocations = 0;
   int64_t allocated_bytes = 0;
-  int launches = 0, matmuls = 0, uploads = 0;
+  int launches = 0, matmuls = 0, uploads = 0;  // a graph is one launch
+  int captures = 0, graph_launches = 0;
+};
+
+// Where kernels of an EmulatedDevice go: they run at once, or are recorded with their arguments.
+struct EmulatedStream {
+  using Graph = std::vector<std::function<void()>>;
+  bool capturing = false;
+  Graph captured;
 };
 
 class EmulatedDevice final : public CudaDevice {
@@ -30,8 +40,9 @@ class EmulatedDevice final : public CudaDevice {
   // `state` must outlive the device.
   explicit EmulatedDevice(EmulatedDeviceState* state) : state_(*state) {}
 
-  const CudaKernels& kernels() const override { return EmulatedKernels(); }
-  CudaStream* stream() const override { return nullptr; }
+  absl::Status Use() override;
+  const CudaKernels& kernels() const override;
+  CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_.get()); }
   int32_t multiprocessors() const override { return state_.multiprocessors; }
   int64_t l2_bytes() const override { return state_.l2_bytes; }
   absl::StatusOr<int64_t> FreeBytes() override;
@@ -39,15 +50,20 @@ class EmulatedDevice final : public CudaDevice {
   absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) override;
   absl::Status Upload(void* device, const void* host, int64_t bytes) override;
   absl::Status Download(void* host, const void* device, int64_t bytes) override;
-  absl::Status Synchronize() override { return Lost(); }
+  absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
+                            int64_t rows) override;
+  absl::Status Synchronize() override { return UseOutsideOfCapture(); }
   absl::Status Launched(int error, absl::string_view what) override;
+  absl::Status BeginCapture() override;
+  absl::StatusOr<int32_t> EndCapture() override;
+  absl::Status LaunchGraph(int32_t graph) override;
   bool has_matmul() const override { return state_.has_matmul; }
   // Only remembers the shapes, and writes where a device would.
   absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) override;
   absl::Status Matmul(const CudaMatmul& matmul) override;
 
  private:
-  absl::Status Lost() const;
+  absl::Status UseOutsideOfCapture();
   // INTERNAL unless the bytes lie in memory of this device.
   absl::Status CheckInside(const void* at, int64_t bytes) const;
   absl::Status CheckMatmul(const CudaMatmul& matmul) const;
@@ -55,12 +71,32 @@ class EmulatedDevice final : public CudaDevice {
   EmulatedDeviceState& state_;
   bool lost_ = false;
   std::set<MatmulShape> prepared_;
+  const std::unique_ptr<EmulatedStream> stream_ = std::make_unique<EmulatedStream>();
+  std::vector<EmulatedStream::Graph> graphs_;
   struct Piece {
     AlignedBuffer memory;
     int8_t* begin = nullptr;  // aligned to 256
     int64_t bytes = 0;
   };
   std::vector<Piece> pieces_;
+};
+
+struct EmulatedCollectiveState {
+  int fail_after = -1;  // counts down; at 0 every call fails from then on
+
+  // What happened.
+  int reduces = 0;
+  int64_t elements = 0;
+};
+
+class EmulatedCollective final : public CudaCollective {
+ public:
+  // `state` must outlive the collective.
+  explicit EmulatedCollective(EmulatedCollectiveState* state) : state_(*state) {}
+  absl::Status AllReduce(absl::Span<int32_t* const> buffers, int64_t count) override;
+
+ private:
+  EmulatedCollectiveState& state_;
 };
 
 }  // namespace fixpoint

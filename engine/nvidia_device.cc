@@ -34,6 +34,7 @@ class NvidiaDevice final : public CudaDevice {
   ~NvidiaDevice() override {
     cudaSetDevice(index_);
     if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+    for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
     matmuls_.reset();
     if (handle_ != nullptr) cublaslt_->cublasLtDestroy(handle_);
     for (void* memory : device_memory_) cudaFree(memory);
@@ -71,6 +72,7 @@ class NvidiaDevice final : public CudaDevice {
     return OpenCublasLt();
   }
 
+  absl::Status Use() override { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
   const CudaKernels& kernels() const override { return DeviceKernels(); }
   CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_); }
   int32_t multiprocessors() const override { return multiprocessors_; }
@@ -119,6 +121,18 @@ class NvidiaDevice final : public CudaDevice {
     return Synchronize();
   }
 
+  absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
+                            int64_t rows) override {
+    if (host_stride == row_bytes) return Download(host, device, rows * row_bytes);
+    RETURN_IF_ERROR(Use());
+    const auto width = static_cast<size_t>(row_bytes);
+    RETURN_IF_ERROR(
+        Check(cudaMemcpy2DAsync(host, static_cast<size_t>(host_stride), device, width, width,
+                                static_cast<size_t>(rows), cudaMemcpyDeviceToHost, stream_),
+              "cudaMemcpy2DAsync from the device"));
+    return Synchronize();
+  }
+
   absl::Status Synchronize() override {
     RETURN_IF_ERROR(Use());
     return Check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
@@ -126,6 +140,30 @@ class NvidiaDevice final : public CudaDevice {
 
   absl::Status Launched(int error, absl::string_view what) override {
     return Check(static_cast<cudaError_t>(error), what);
+  }
+
+  absl::Status BeginCapture() override {
+    RETURN_IF_ERROR(Use());
+    // Other threads' calls are none of this capture's business.
+    return Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+                 "cudaStreamBeginCapture");
+  }
+
+  absl::StatusOr<int32_t> EndCapture() override {
+    RETURN_IF_ERROR(Use());
+    cudaGraph_t graph = nullptr;
+    RETURN_IF_ERROR(Check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture"));
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    RETURN_IF_ERROR(Check(error, "cudaGraphInstantiate"));
+    graphs_.push_back(executable);
+    return static_cast<int32_t>(graphs_.size() - 1);
+  }
+
+  absl::Status LaunchGraph(int32_t graph) override {
+    RETURN_IF_ERROR(Use());
+    return Check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch");
   }
 
   absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) override {
@@ -140,15 +178,15 @@ class NvidiaDevice final : public CudaDevice {
   }
 
  private:
-  // The current device belongs to the calling thread.
-  absl::Status Use() { return Check(cudaSetDevice(index_), "cudaSetDevice"); }
-
   absl::Status OpenCublasLt() {
     const absl::StatusOr<const CublasLtApi*> api = LoadCublasLt();
     if (!api.ok()) return absl::OkStatus();  // our own kernel does what it would do
     cublaslt_ = *api;
     RETURN_IF_ERROR(cublaslt_->Check(cublaslt_->cublasLtCreate(&handle_), "cublasLtCreate"));
-    matmuls_ = std::make_unique<Int8Matmuls>(*this, *cublaslt_, handle_, options_.log);
+    const MatmulLog log = [this](const std::string& line) {
+      options_.log(absl::StrCat("cuda:", index_, ": ", line));
+    };
+    matmuls_ = std::make_unique<Int8Matmuls>(*this, *cublaslt_, handle_, log);
     return absl::OkStatus();
   }
 
@@ -179,6 +217,7 @@ class NvidiaDevice final : public CudaDevice {
   const CublasLtApi* cublaslt_ = nullptr;
   cublasLtHandle_t handle_ = nullptr;
   std::unique_ptr<Int8Matmuls> matmuls_;  // null without cuBLASLt
+  std::vector<cudaGraphExec_t> graphs_;
   std::vector<void*> device_memory_, host_memory_;
 };
 

@@ -54,7 +54,8 @@ struct AttentionCase {
 
   size_t kv_stride() const { return RoundUp(shape.kv_heads * shape.head_dim, 64); }
 
-  // Anything that the contract allows; half of them near what a model has.
+  // Anything that the contract allows; a third of them as a calibrated model has them, down to
+  // numerators of 0 at d_max, a third near that.
   ScoreParams RandomScore() {
     ScoreParams s;
     s.a = static_cast<int32_t>(random.In(0, 15));
@@ -62,7 +63,14 @@ struct AttentionCase {
     s.n = static_cast<int32_t>(random.In(1, 30));
     const int64_t most = ((int64_t{INT32_MAX} - (int64_t{1} << (s.n - 1))) / s.c - 1) << s.a;
     s.d_max = static_cast<int32_t>(std::clamp<int64_t>(most, 1, (1 << 30) - 1));
-    if (random.In(0, 1) == 0) s = {.d_max = 1 << 20, .a = 6, .c = 40000, .n = 15};
+    const int64_t kind = random.In(0, 2);
+    if (kind == 0) s = {.d_max = 1 << 20, .a = 6, .c = 40000, .n = 15};
+    if (kind == 1) {
+      s.a = static_cast<int32_t>(random.In(0, 6));
+      s.n = static_cast<int32_t>(random.In(1, 11));
+      s.c = static_cast<int32_t>(random.In(1 << 15, 65535));
+      s.d_max = ((17 << (15 + s.n)) / s.c + 1) << s.a;
+    }
     return s;
   }
 
@@ -135,6 +143,88 @@ class AttentionTest : public LevelTest {
     ASSERT_TRUE(Same(expected, c.Run(level()))) << Describe(shape);
   }
 };
+
+// One token and 16 keys: key 0 has the largest score, key i one that is `distance` + i - 1 below
+// it, and channel i of the output is i's numerator over their sum, nearly in units of a numerator.
+class NumeratorCase {
+ public:
+  static constexpr int32_t kKeys = 16, kHeads = 8, kHeadDim = 64;
+  NumeratorCase(const Ops& ops, const ScoreParams (&scores)[kHeads])
+      : ops_(ops),
+        scores_(scores),
+        k_(kKeys * kHeadDim),
+        v_(kKeys * kHeadDim),
+        q_(kHeads * kHeadDim),
+        cache_(2 * kKvBlockTokens * kHeadDim),
+        multipliers_(kHeads * kHeadDim),
+        scratch_(ops.attention_scratch_bytes(1, kKeys, kHeads, 1, kHeadDim)) {
+    for (int32_t i = 0; i < kHeads * kHeadDim; ++i) {
+      q_.data()[i] = i % kHeadDim == 0 ? 1 : i % kHeadDim <= kDigits ? 127 : 0;
+      multipliers_.data()[i] = 16384;
+    }
+    for (int32_t i = 1; i < kKeys; ++i) v_.data()[i * kHeadDim + i] = 127;
+  }
+
+  Site Run(int32_t distance) {
+    for (int32_t i = 0; i < kKeys; ++i) SetScore(i, kMost - (i == 0 ? 0 : distance + i - 1));
+    const int32_t block = 0;
+    ops_.kv_write({k_.data(), v_.data(), kHeadDim, kKeys, 1, kHeadDim, 0, &block, Layer()});
+    Site out(1, kHeads * kHeadDim, /*wide=*/true);
+    ops_.attention({q_.data(),
+                    kHeads * kHeadDim,
+                    1,
+                    kKeys - 1,
+                    kHeads,
+                    1,
+                    kHeadDim,
+                    0,
+                    1,
+                    Layer(),
+                    &block,
+                    nullptr,
+                    nullptr,
+                    0,
+                    scores_,
+                    {multipliers_.data(), 0, 14},
+                    out.planes(),
+                    scratch_.data()});
+    return out;
+  }
+
+ private:
+  static constexpr int32_t kDigits = 5;  // of 127 * 127 each
+  static constexpr int32_t kMost = kDigits * 127 * 127;
+  KvLayer Layer() { return {cache_.data(), cache_.size()}; }
+  // The key whose product with the query is `score`.
+  void SetScore(int32_t key, int32_t score) {
+    int8_t* k = k_.data() + key * kHeadDim;
+    for (int32_t i = 1; i <= kDigits; ++i) {
+      k[i] = static_cast<int8_t>(std::clamp(score / 127, -127, 127));
+      score -= 127 * k[i];
+    }
+    k[0] = static_cast<int8_t>(score);
+    ASSERT_LE(std::abs(score), 127);
+  }
+
+  const Ops& ops_;
+  const ScoreParams (&scores_)[kHeads];
+  Aligned<int8_t> k_, v_, q_, cache_;
+  Aligned<int16_t> multipliers_;
+  Aligned<uint8_t> scratch_;
+};
+
+// A numerator of 1 for 0 at one distance is seen by a whole model, but not by random cases.
+TEST_P(AttentionTest, EveryDistanceHasItsNumerator) {
+  // The first five are a calibrated model's; of the others, numerators are above 0 at d_max, n is
+  // large, the product is beyond 16 bits.
+  const ScoreParams scores[NumeratorCase::kHeads] = {
+      {30860, 0, 34795, 11}, {33247, 1, 64593, 11}, {14363, 0, 37381, 10}, {44999, 1, 47724, 11},
+      {17647, 0, 60846, 11}, {20000, 0, 32768, 11}, {60000, 2, 40000, 13}, {1 << 20, 0, 2047, 8}};
+  NumeratorCase expected(reference(), scores), actual(level(), scores);
+  for (int32_t distance = 0; distance < 70000; distance += NumeratorCase::kKeys - 1) {
+    ASSERT_TRUE(Same(expected.Run(distance), actual.Run(distance))) << "at " << distance;
+  }
+}
 
 TEST_P(AttentionTest, CacheLayoutAgrees) {
   for (const int32_t head_dim : {16, 64, 80, 128}) {

@@ -45,6 +45,9 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   app->add_option("--device", options->load.device, "Device to compute on")->capture_default_str();
+  app->add_option("--tensor-parallel", options->load.tensor_parallel,
+                  "GPUs, from the one that --device names on, that share the model: 1, 2, 4 or 8")
+      ->capture_default_str();
   app->add_option(
       "--cuda-algorithm-cache", options->load.cuda_algorithm_cache,
       "File that keeps the timed choice of matrix products on a GPU for the next start");
@@ -131,7 +134,9 @@ int main(int argc, char** argv) {
   if (options.model.empty()) {
     return Fail(absl::InvalidArgumentError("which BUNDLE? (see --help)"), kUsageError);
   }
-  if (absl::Status status = fixpoint::CheckDevice(options.load.device); !status.ok()) {
+  if (absl::Status status =
+          fixpoint::CheckDevice(options.load.device, options.load.tensor_parallel);
+      !status.ok()) {
     return Fail(status, kUsageError);
   }
   const auto listen = fixpoint::ParseListenAddress(flags.listen);

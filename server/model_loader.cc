@@ -17,6 +17,8 @@
 #include "engine/cuda_executor.h"
 #include "engine/engine.h"
 #include "engine/nvidia_device.h"
+#include "engine/nvidia_group.h"
+#include "engine/tensor_parallel.h"
 #include "grammar/constraint_factory.h"
 #include "server/chat_renderer.h"
 #include "server/log.h"
@@ -71,6 +73,13 @@ std::optional<int> CudaIndex(absl::string_view device) {
   return index;
 }
 
+// "cuda:0-3" for four of them.
+std::string DeviceName(const LoadOptions& options) {
+  if (options.tensor_parallel == 1) return options.device;
+  return absl::StrCat(options.device, "-",
+                      *CudaIndex(options.device) + options.tensor_parallel - 1);
+}
+
 absl::StatusOr<std::unique_ptr<Executor>> CreateCpuExecutor(IntegerModel model,
                                                             const LoadOptions& options,
                                                             CpuExecutorOptions executor_options) {
@@ -101,15 +110,27 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(IntegerModel model,
   const MatmulLog log = [](const std::string& line) {
     LogLine(LogLevel::kWarning, "cuda_algorithms").Add("what", line).Write();
   };
+  // Before the devices are opened, which takes longer.
+  RETURN_IF_ERROR(CheckTensorParallel(model.config, options.tensor_parallel));
   ASSIGN_OR_RETURN(
-      std::unique_ptr<CudaDevice> device,
-      CreateNvidiaDevice(*cuda, {.algorithm_cache = options.cuda_algorithm_cache, .log = log}));
-  return CudaExecutor::Create(std::move(model), std::move(device), cuda_options);
+      CudaDeviceGroup group,
+      CreateNvidiaGroup(*cuda, options.tensor_parallel,
+                        {.algorithm_cache = options.cuda_algorithm_cache, .log = log}));
+  return CudaExecutor::Create(std::move(model), std::move(group), cuda_options);
 }
 
 }  // namespace
 
-absl::Status CheckDevice(const std::string& device) {
+absl::Status CheckDevice(const std::string& device, int tensor_parallel) {
+  if (tensor_parallel != 1 && device == "cpu") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tensor-parallel ", tensor_parallel, " needs GPUs: --device cuda:N"));
+  }
+  if (tensor_parallel != 1 && tensor_parallel != 2 && tensor_parallel != 4 &&
+      tensor_parallel != 8) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tensor-parallel is ", tensor_parallel, ", must be 1, 2, 4 or 8"));
+  }
   if (device == "cpu" || (BuiltWithCuda() && CudaIndex(device).has_value())) {
     return absl::OkStatus();
   }
@@ -132,7 +153,7 @@ int64_t AutomaticKvCacheBytes(const IntegerModel& model, int max_running, int64_
 absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std::string& name,
                                                        const LoadOptions& options,
                                                        EngineObserver* observer) {
-  RETURN_IF_ERROR(CheckDevice(options.device));
+  RETURN_IF_ERROR(CheckDevice(options.device, options.tensor_parallel));
   ASSIGN_OR_RETURN(ChatRenderer chat, MakeChatRenderer(bundle.chat_template, bundle.tokenizer));
   EngineOptions engine_options;
   engine_options.prefix_token_ids = bundle.model.prefix_token_ids;
@@ -153,7 +174,7 @@ absl::StatusOr<std::shared_ptr<ServedModel>> LoadModel(Bundle bundle, const std:
   ModelIdentity identity{.name = name,
                          .bundle_digest = bundle.digest,
                          .numerics_version = kNumericsVersion,
-                         .device = options.device};
+                         .device = DeviceName(options)};
   ConstraintMaker constraints = MakeConstraints(*tokenizer);
   return std::make_shared<ServedModel>(std::move(identity), std::move(tokenizer), std::move(chat),
                                        std::move(executor), std::move(engine),

@@ -14,6 +14,7 @@ namespace fixpoint {
 
 struct LoadOptions {
   std::string device = "cpu";        // or "cuda:N" in a build with CUDA
+  int tensor_parallel = 1;           // GPUs from N on that share the model: 1, 2, 4 or 8
   std::string cuda_algorithm_cache;  // file of engine/algorithm_cache.h; "": none
   int threads = 0;                   // 0: every CPU that the process may use
   int64_t kv_cache_bytes = 0;  // 0: AutomaticKvCacheBytes; on a GPU nine tenths of what is free
@@ -24,9 +25,9 @@ struct LoadOptions {
   absl::Duration self_test_budget = absl::Seconds(2);  // of the golden run; see self_test.h
 };
 
-// OK for a device that this build can serve on, whether or not this machine has it.
-// INVALID_ARGUMENT names it.
-absl::Status CheckDevice(const std::string& device);
+// OK for devices that this build can serve on, whether or not this machine has them.
+// INVALID_ARGUMENT names the option.
+absl::Status CheckDevice(const std::string& device, int tensor_parallel);
 
 // Half of the free memory, but no more than max_running sequences of full length take, and no less
 // than one. Pages cost memory once they are used.

@@ -27,7 +27,7 @@ struct ModelIdentity {
   std::string name;           // bundle file name without folder and extension
   std::string bundle_digest;  // hex SHA-256
   uint32_t numerics_version = 0;
-  std::string device;  // "cpu", "cuda:0"
+  std::string device;  // "cpu", "cuda:0", "cuda:0-3"
 };
 
 // "fp-<16 digits of the digest>-n<numerics version>": equal fingerprints promise equal answers.

@@ -233,6 +233,8 @@ def test_file_that_is_no_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("flags, named", [
     (("--device", "gpu:0"), "unknown device 'gpu:0'"),
+    (("--tensor-parallel", "2"), "--tensor-parallel 2 needs GPUs"),
+    (("--device", "cuda:0", "--tensor-parallel", "3"), "--tensor-parallel is 3"),
     (("--listen", "nowhere"), "'nowhere'"),
     (("--listen", "127.0.0.1:99999"), "99999"),
     (("--http", "example.org:80"), "example.org"),

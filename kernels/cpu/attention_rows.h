@@ -74,24 +74,41 @@ FIXPOINT_INLINE const int8_t* StartRow(const KvHead& head, int32_t index, Row& r
   return q;
 }
 
-// 2^-f in Q14 for 32 fractions f of 15 bits, shifted right by `whole` with rounding: the end of
+// Vectors of 32 numerators that are made side by side, for 64 keys.
+constexpr int kChains = 2;
+
+// 2^-f in Q14 for fractions f of 15 bits, shifted right by `whole` with rounding: the end of
 // ExpNegative.
-FIXPOINT_INLINE __m512i ExpWords(__m512i f, __m512i whole) {
+FIXPOINT_INLINE void ExpWords(const __m512i (&f)[kChains], const __m512i (&whole)[kChains],
+                              __m512i (&e)[kChains]) {
   // vpmulhrsw(a, b) is rs(a * b, 15).
-  __m512i p = _mm512_set1_epi16(111);
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-871));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(3922));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(-11354));
-  p = _mm512_add_epi16(_mm512_mulhrs_epi16(p, f), _mm512_set1_epi16(16384));
-  // Half of 2^whole is 0 for whole == 0, and shifts by 16 or more give 0. p + half <= 32768 is
-  // read as unsigned.
-  const __m512i half = _mm512_srli_epi16(_mm512_sllv_epi16(_mm512_set1_epi16(1), whole), 1);
-  return _mm512_min_epu16(_mm512_srlv_epi16(_mm512_add_epi16(p, half), whole),
-                          _mm512_set1_epi16(16383));
+  const auto horner = [&](int16_t c) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kChains; ++i) e[i] = _mm512_mulhrs_epi16(e[i], f[i]);
+#pragma GCC unroll 2
+    for (int i = 0; i < kChains; ++i) e[i] = _mm512_add_epi16(e[i], _mm512_set1_epi16(c));
+  };
+#pragma GCC unroll 2
+  for (int i = 0; i < kChains; ++i) e[i] = _mm512_set1_epi16(111);
+  horner(-871);
+  horner(3922);
+  horner(-11354);
+  horner(16384);
+  // rs(p, whole) is floor(2 * p / 2^whole) / 2 rounded up, which vpavgw with 0 gives; shifts by 16
+  // or more give 0.
+#pragma GCC unroll 2
+  for (int i = 0; i < kChains; ++i) {
+    e[i] = _mm512_srlv_epi16(_mm512_add_epi16(e[i], e[i]), whole[i]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < kChains; ++i) {
+    e[i] =
+        _mm512_min_epu16(_mm512_avg_epu16(e[i], _mm512_setzero_si512()), _mm512_set1_epi16(16383));
+  }
 }
 
-// Softmax numerators of 2 x 16 scores, as 32 words in the order of vpackssdw: four of the first,
-// four of the second, and so on.
+// Softmax numerators of kChains x 32 scores. Each 32 become words in the order of vpackssdw: four
+// of the first 16, four of the second, and so on.
 struct Numerators {
   Numerators(const ScoreParams& params, int32_t largest)
       : largest(_mm512_set1_epi32(largest)),
@@ -104,53 +121,97 @@ struct Numerators {
     const __m512i distance = _mm512_min_epi32(_mm512_sub_epi32(largest, score), limit);
     return second(_mm512_mullo_epi32(first(distance), factor));
   }
-  FIXPOINT_INLINE __m512i operator()(__m512i s0, __m512i s1) const {
-    const __m512i y0 = Log2(s0), y1 = Log2(s1);
+  FIXPOINT_INLINE void operator()(const int32_t* scores, __m512i (&e)[kChains]) const {
     const __m512i low15 = _mm512_set1_epi32(32767);
-    const __m512i f = _mm512_packs_epi32(_mm512_and_si512(y0, low15), _mm512_and_si512(y1, low15));
-    // y < 2^31, so its integer part is below 2^16: saturated to 32767 it still shifts everything
-    // out.
-    const __m512i whole = _mm512_packs_epi32(_mm512_srli_epi32(y0, 15), _mm512_srli_epi32(y1, 15));
-    return ExpWords(f, whole);
+    __m512i f[kChains], whole[kChains];
+    for (int i = 0; i < kChains; ++i, scores += 32) {
+      const __m512i y0 = Log2(_mm512_load_si512(scores)), y1 = Log2(_mm512_load_si512(scores + 16));
+      f[i] = _mm512_packs_epi32(_mm512_and_si512(y0, low15), _mm512_and_si512(y1, low15));
+      // y < 2^31, so its integer part is below 2^16: saturated to 32767 it still shifts everything
+      // out.
+      whole[i] = _mm512_packs_epi32(_mm512_srli_epi32(y0, 15), _mm512_srli_epi32(y1, 15));
+    }
+    ExpWords(f, whole, e);
   }
   __m512i largest, limit, factor;
   Round first, second;
 };
 
-// The same where rs(d_max, a) fits 16 bits and n <= 16, as it does in every calibrated model: the
-// product is made in 16-bit halves, for 32 scores at once.
+// The low words of (high * 2^16 + low) >> count, 0 <= count < 16; `count` as words of a vector.
+FIXPOINT_INLINE __m512i FunnelShift(__m512i high, __m512i low, __m512i count) {
+#ifdef __AVX512VBMI2__
+  return _mm512_shrdv_epi16(low, high, count);
+#else
+  return _mm512_or_si512(_mm512_srlv_epi16(low, count),
+                         _mm512_sllv_epi16(high, _mm512_sub_epi16(_mm512_set1_epi16(16), count)));
+#endif
+}
+
+// What a WordNumerators of a row begins with, ready to be broadcast.
+struct WordScale {
+  int32_t largest;  // and half of the first shift: no distance is above 2^31 - 2^15
+  int32_t factor, half, shift, whole;  // twice the same word
+  int32_t first;
+};
+FIXPOINT_INLINE WordScale MakeWordScale(const ScoreParams& params, int32_t largest) {
+  const auto twice = [](int32_t word) {
+    return static_cast<int32_t>(static_cast<uint32_t>(word) * 0x10001u);
+  };
+  return {.largest = largest + (params.a > 0 ? 1 << (params.a - 1) : 0),
+          .factor = twice(params.c),
+          .half = twice(1 << (params.n - 1)),
+          .shift = twice(params.n),
+          .whole = twice(params.n - 1),
+          .first = params.a};
+}
+
+// The same where n < 16, and the numerator at d_max is 0 and its rs(d, a) fits 16 bits, as it does
+// in every calibrated model: the product is made in 16-bit halves, for 32 scores at once, and
+// distances beyond d_max need no limit. Multiplications, shifts, averages and limits all go to one
+// port of the CPU: what can be done by sums and masks is.
 struct WordNumerators {
   static bool Fits(const ScoreParams& params) {
-    return RoundShift(params.d_max, params.a) <= 65535 && params.n <= 16;
+    return params.n < 16 && RoundShift(params.d_max, params.a) <= 65535 &&
+           SoftmaxNumerator(params.d_max, params) == 0;
   }
-  WordNumerators(const ScoreParams& params, int32_t largest)
-      // Half of the first shift is added here; no distance is above 2^31 - 2^15.
-      : largest(_mm512_set1_epi32(largest + (params.a > 0 ? 1 << (params.a - 1) : 0))),
-        limit(_mm512_set1_epi16(static_cast<int16_t>(RoundShift(params.d_max, params.a)))),
-        factor(_mm512_set1_epi16(static_cast<int16_t>(params.c))),
-        half(_mm512_set1_epi16(static_cast<int16_t>(1 << (params.n - 1)))),
-        first(_mm_cvtsi32_si128(params.a)),
-        second(_mm_cvtsi32_si128(params.n)),
-        second_up(_mm_cvtsi32_si128(16 - params.n)),
-        whole(_mm_cvtsi32_si128(params.n - 1)) {}
+  FIXPOINT_INLINE explicit WordNumerators(const WordScale& scale)
+      : largest(_mm512_set1_epi32(scale.largest)),
+        factor(_mm512_set1_epi32(scale.factor)),
+        half(_mm512_set1_epi32(scale.half)),
+        shift(_mm512_set1_epi32(scale.shift)),
+        whole(_mm512_set1_epi32(scale.whole)),
+        first(_mm512_set1_epi32(scale.first)) {}
 
-  FIXPOINT_INLINE __m512i operator()(__m512i s0, __m512i s1) const {
-    const __m512i d0 = _mm512_srl_epi32(_mm512_sub_epi32(largest, s0), first);
-    const __m512i d1 = _mm512_srl_epi32(_mm512_sub_epi32(largest, s1), first);
-    // rs is monotone: the limit may come behind it.
-    const __m512i d = _mm512_min_epu16(_mm512_packus_epi32(d0, d1), limit);
+  FIXPOINT_INLINE void operator()(const int32_t* scores, __m512i (&e)[kChains]) const {
+    __m512i f[kChains], low[kChains], high[kChains];
+#pragma GCC unroll 2
+    for (int i = 0; i < kChains; ++i) {
+      f[i] = _mm512_packus_epi32(Distance(scores + 32 * i), Distance(scores + 32 * i + 16));
+    }
     // y = (d * c + half) >> n, of which the 15 low bits and the rest are wanted.
-    const __m512i product = _mm512_mullo_epi16(d, factor);
-    const __m512i low = _mm512_add_epi16(product, half);
-    const __m512i carry = _mm512_mulhi_epu16(d, factor);
-    const __m512i high = _mm512_mask_sub_epi16(carry, _mm512_cmplt_epu16_mask(low, product), carry,
-                                               _mm512_set1_epi16(-1));
-    const __m512i y =
-        _mm512_or_si512(_mm512_srl_epi16(low, second), _mm512_sll_epi16(high, second_up));
-    return ExpWords(_mm512_and_si512(y, _mm512_set1_epi16(32767)), _mm512_srl_epi16(high, whole));
+#pragma GCC unroll 2
+    for (int i = 0; i < kChains; ++i) {
+      low[i] = _mm512_mullo_epi16(f[i], factor);
+      high[i] = _mm512_mulhi_epu16(f[i], factor);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < kChains; ++i) {
+      const __m512i product = low[i];
+      low[i] = _mm512_add_epi16(product, half);
+      high[i] = _mm512_mask_sub_epi16(high[i], _mm512_cmplt_epu16_mask(low[i], product), high[i],
+                                      _mm512_set1_epi16(-1));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < kChains; ++i) {
+      f[i] = _mm512_and_si512(FunnelShift(high[i], low[i], shift), _mm512_set1_epi16(32767));
+      high[i] = _mm512_srlv_epi16(high[i], whole);
+    }
+    ExpWords(f, high, e);
   }
-  __m512i largest, limit, factor, half;
-  __m128i first, second, second_up, whole;
+  FIXPOINT_INLINE __m512i Distance(const int32_t* scores) const {
+    return _mm512_srlv_epi32(_mm512_sub_epi32(largest, _mm512_load_si512(scores)), first);
+  }
+  __m512i largest, factor, half, shift, whole, first;
 };
 
 FIXPOINT_INLINE void FindLargest(const int32_t* scores, Row& row) {
@@ -164,6 +225,18 @@ FIXPOINT_INLINE void FindLargest(const int32_t* scores, Row& row) {
 
 // Numerators of 64 keys in the order of Numerators, cut into byte planes in the order of the keys.
 FIXPOINT_INLINE void StorePlanes(__m512i e0, __m512i e1, uint8_t* high, uint8_t* low) {
+#ifdef __AVX512VBMI__
+  // Of each four words: a byte of each from bit 7 on, then one of each from bit 0 on.
+  const __m512i bits = _mm512_set1_epi64(0x3020100037271707);
+  const __m512i order =
+      _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 16, 20, 24, 28, 18, 22, 26, 30);
+  e0 = _mm512_multishift_epi64_epi8(bits, e0);
+  e1 = _mm512_multishift_epi64_epi8(bits, e1);
+  _mm512_store_si512(high, _mm512_permutex2var_epi32(e0, order, e1));
+  const __m512i low8 =
+      _mm512_permutex2var_epi32(e0, _mm512_or_si512(order, _mm512_set1_epi32(1)), e1);
+  _mm512_store_si512(low, _mm512_and_si512(low8, _mm512_set1_epi8(127)));
+#else
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const __m512i low7 = _mm512_set1_epi16(127);
   _mm512_store_si512(
@@ -172,6 +245,7 @@ FIXPOINT_INLINE void StorePlanes(__m512i e0, __m512i e1, uint8_t* high, uint8_t*
   _mm512_store_si512(
       low, _mm512_permutexvar_epi32(
                order, _mm512_packus_epi16(_mm512_and_si512(e0, low7), _mm512_and_si512(e1, low7))));
+#endif
 }
 
 // Words of ones for the keys that exist, `left` from the first of 32 on.
@@ -182,52 +256,62 @@ FIXPOINT_INLINE __m512i KeepWords(int32_t left) {
   return _mm512_packs_epi32(ones(left), ones(left - 16));
 }
 
-// Planes of `keys` scores, zero from there up to `padded`; the sum of the numerators.
+static_assert(kKvBlockTokens == kChains * 32);
+
+// The numerators of the first `keys` of a block's 64 keys as planes, zero behind them; lanes whose
+// sum is theirs.
 template <typename MakeNumerators>
-FIXPOINT_INLINE uint32_t NumeratorPlanes(const MakeNumerators& numerators, const int32_t* scores,
-                                         int32_t keys, int32_t padded, uint8_t* high,
-                                         uint8_t* low) {
-  __m512i sum = _mm512_setzero_si512();
-  const auto block = [&](int32_t j, bool whole) __attribute__((always_inline)) {
-    __m512i e0 = numerators(_mm512_load_si512(scores + j), _mm512_load_si512(scores + j + 16));
-    __m512i e1 = numerators(_mm512_load_si512(scores + j + 32), _mm512_load_si512(scores + j + 48));
-    if (!whole) {
-      e0 = _mm512_and_si512(e0, KeepWords(keys - j));
-      e1 = _mm512_and_si512(e1, KeepWords(keys - j - 32));
-    }
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_add_epi16(e0, e1), _mm512_set1_epi16(1)));
-    StorePlanes(e0, e1, high + j, low + j);
-  };
-  int32_t j = 0;
-  for (; j + 64 <= keys; j += 64) block(j, true);
-  if (j < keys) {
-    block(j, false);
-    j += 64;
+FIXPOINT_INLINE __m512i BlockNumerators(const MakeNumerators& numerators, const int32_t* scores,
+                                        int32_t keys, uint8_t* high, uint8_t* low) {
+  __m512i e[kChains];
+  numerators(scores, e);
+  if (keys < kKvBlockTokens) {
+    for (int i = 0; i < kChains; ++i) e[i] = _mm512_and_si512(e[i], KeepWords(keys - 32 * i));
   }
-  for (; j < padded; j += 64) {
+  StorePlanes(e[0], e[1], high, low);
+  return _mm512_madd_epi16(_mm512_add_epi16(e[0], e[1]), _mm512_set1_epi16(1));
+}
+
+// Of a row's scores, zero up to `padded` keys (a multiple of 64).
+template <typename MakeNumerators>
+FIXPOINT_INLINE __m512i NumeratorPlanes(const MakeNumerators& numerators, const int32_t* scores,
+                                        int32_t keys, int32_t padded, uint8_t* high, uint8_t* low) {
+  __m512i total = _mm512_setzero_si512();
+  int32_t j = 0;
+  for (; j < keys; j += kKvBlockTokens) {
+    total = _mm512_add_epi32(total,
+                             BlockNumerators(numerators, scores + j, keys - j, high + j, low + j));
+  }
+  for (; j < padded; j += kKvBlockTokens) {
     _mm512_store_si512(high + j, _mm512_setzero_si512());
     _mm512_store_si512(low + j, _mm512_setzero_si512());
   }
-  // At most kMaxContext numerators below 2^14: below 2^31.
-  return static_cast<uint32_t>(_mm512_reduce_add_epi32(sum));
+  return total;
 }
 
-// Numerator planes of a row from its scores, zero up to `padded` keys (a multiple of 64); its
-// prefix numerators and reciprocal.
-FIXPOINT_INLINE void SoftmaxRow(const KvHead& kv_head, const int32_t* scores, int32_t padded,
-                                uint8_t* high, uint8_t* low, Row& row) {
-  FindLargest(scores, row);
+// A row's prefix numerators and reciprocal, from the lanes of its other numerators' sum: at most
+// kMaxContext numerators below 2^14, below 2^31.
+FIXPOINT_INLINE void EndRow(const KvHead& kv_head, __m512i lanes, Row& row) {
+  auto total = static_cast<uint64_t>(static_cast<uint32_t>(_mm512_reduce_add_epi32(lanes)));
   const ScoreParams& params = kv_head.args.scores[row.head];
-  uint64_t total =
-      WordNumerators::Fits(params)
-          ? NumeratorPlanes(WordNumerators(params, row.largest), scores, row.keys, padded, high,
-                            low)
-          : NumeratorPlanes(Numerators(params, row.largest), scores, row.keys, padded, high, low);
   for (int32_t j = 0; j < kv_head.args.prefix_tokens; ++j) {
     row.prefix_scores[j] = SoftmaxNumerator(row.largest - row.prefix_scores[j], params);
     total += static_cast<uint64_t>(row.prefix_scores[j]);
   }
   row.reciprocal = ReciprocalOfSum(total);
+}
+
+// Numerator planes of a row from its scores; its largest score, prefix numerators and reciprocal.
+FIXPOINT_INLINE void SoftmaxRow(const KvHead& kv_head, const int32_t* scores, int32_t padded,
+                                uint8_t* high, uint8_t* low, Row& row) {
+  FindLargest(scores, row);
+  const ScoreParams& params = kv_head.args.scores[row.head];
+  const __m512i total =
+      WordNumerators::Fits(params)
+          ? NumeratorPlanes(WordNumerators(MakeWordScale(params, row.largest)), scores, row.keys,
+                            padded, high, low)
+          : NumeratorPlanes(Numerators(params, row.largest), scores, row.keys, padded, high, low);
+  EndRow(kv_head, total, row);
 }
 
 // Whether 128 * high + low and what the prefix adds stay in int32, with room for a rounding.

@@ -73,8 +73,10 @@ bool RequestTiles() {
 bool HasAmx() {
   if (!HasVnni() || !StateEnabled(kTileState)) return false;
   const CpuLeaf leaf = Leaf(7);
+  constexpr int kVbmi = 1, kVbmi2 = 6;   // in ecx
   constexpr int kTile = 24, kInt8 = 25;  // in edx
-  return Bit(leaf.edx, kTile) && Bit(leaf.edx, kInt8) && RequestTiles();
+  return Bit(leaf.ecx, kVbmi) && Bit(leaf.ecx, kVbmi2) && Bit(leaf.edx, kTile) &&
+         Bit(leaf.edx, kInt8) && RequestTiles();
 }
 
 #endif  // FIXPOINT_X86_LEVELS

@@ -47,6 +47,20 @@ absl::StatusOr<CublasLtApi> LoadOwnCublasLt() {
   return api;
 }
 
+absl::StatusOr<NcclApi> LoadNcclFunctions() {
+  NcclApi api;
+  absl::StatusOr<void*> library = OpenLibrary("libnccl.so.2");
+  if (!library.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("several GPUs need NCCL 2: ", library.status().message(),
+                     "; install it, or name its folder in LD_LIBRARY_PATH"));
+  }
+#define FIXPOINT_FIND(name) RETURN_IF_ERROR(FindFunction(*library, #name, &api.name));
+  FIXPOINT_NCCL_FUNCTIONS(FIXPOINT_FIND)
+#undef FIXPOINT_FIND
+  return api;
+}
+
 absl::StatusOr<CudaApi> LoadAnyVersion() {
   CudaApi api;
   std::string failures;
@@ -76,6 +90,11 @@ absl::Status CublasLtApi::Check(cublasStatus_t status, absl::string_view what) c
   return absl::InternalError(absl::StrCat(what, ": ", cublasLtGetStatusName(status)));
 }
 
+absl::Status NcclApi::Check(int result, absl::string_view what) const {
+  if (result == 0) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", ncclGetErrorString(result)));
+}
+
 absl::StatusOr<const CudaApi*> LoadCudaApi() {
   static const absl::StatusOr<CudaApi>& api = *new absl::StatusOr<CudaApi>(LoadAnyVersion());
   if (!api.ok()) return api.status();
@@ -85,6 +104,12 @@ absl::StatusOr<const CudaApi*> LoadCudaApi() {
 absl::StatusOr<const CublasLtApi*> LoadCublasLt() {
   static const absl::StatusOr<CublasLtApi>& api =
       *new absl::StatusOr<CublasLtApi>(LoadOwnCublasLt());
+  if (!api.ok()) return api.status();
+  return &*api;
+}
+
+absl::StatusOr<const NcclApi*> LoadNccl() {
+  static const absl::StatusOr<NcclApi>& api = *new absl::StatusOr<NcclApi>(LoadNcclFunctions());
   if (!api.ok()) return api.status();
   return &*api;
 }

@@ -1,7 +1,7 @@
-// The functions of cuBLASLt (for engine and calibrator) and of the CUDA runtime (for the
-// calibrator) as tables that are filled when the program runs: a binary that was built with CUDA
-// starts on a machine without it. Compiled only where CUDA's headers are (FIXPOINT_CUDA,
-// cmake/cuda.cmake).
+// The functions of cuBLASLt (for engine and calibrator), of NCCL (for the engine) and of the CUDA
+// runtime (for the calibrator) as tables that are filled when the program runs: a binary that was
+// built with CUDA starts on a machine without it. Compiled only where CUDA's headers are
+// (FIXPOINT_CUDA, cmake/cuda.cmake).
 #pragma once
 
 #include <cublasLt.h>
@@ -45,6 +45,14 @@
   F(cublasLtMatrixLayoutCreate)           \
   F(cublasLtMatrixLayoutDestroy)
 
+#define FIXPOINT_NCCL_FUNCTIONS(F) \
+  F(ncclAllReduce)                 \
+  F(ncclCommAbort)                 \
+  F(ncclCommInitAll)               \
+  F(ncclGetErrorString)            \
+  F(ncclGroupEnd)                  \
+  F(ncclGroupStart)
+
 namespace fixpoint {
 
 struct CublasLtApi {
@@ -67,11 +75,32 @@ struct CudaApi : CublasLtApi {
   absl::Status Check(cudaError_t error, absl::string_view what) const;
 };
 
+// NCCL is no part of CUDA's toolkit, so what is used of nccl.h (the same in all versions 2) is
+// declared here; its enumerations are ints.
+struct NcclComm;                      // ncclComm_t points to it
+struct CudaStream;                    // cudaStream_t points to it
+inline constexpr int kNcclInt32 = 2;  // ncclDataType_t
+inline constexpr int kNcclSum = 0;    // ncclRedOp_t
+struct NcclApi {
+  int (*ncclAllReduce)(const void* from, void* to, size_t count, int data_type, int operation,
+                       NcclComm* comm, CudaStream* stream) = nullptr;
+  int (*ncclCommAbort)(NcclComm* comm) = nullptr;
+  int (*ncclCommInitAll)(NcclComm** comms, int count, const int* devices) = nullptr;
+  const char* (*ncclGetErrorString)(int result) = nullptr;
+  int (*ncclGroupEnd)() = nullptr;
+  int (*ncclGroupStart)() = nullptr;
+
+  // OK for 0, else INTERNAL in NCCL's words.
+  absl::Status Check(int result, absl::string_view what) const;
+};
+
 // Loads libcudart and libcublasLt, version 13 or else 12, at the first call; they stay loaded.
 // FAILED_PRECONDITION says which was not found. Thread-safe.
 absl::StatusOr<const CudaApi*> LoadCudaApi();
 // The same of libcublasLt alone, of the version that this was compiled with: for programs that
 // contain the CUDA runtime.
 absl::StatusOr<const CublasLtApi*> LoadCublasLt();
+// The same of libnccl.so.2.
+absl::StatusOr<const NcclApi*> LoadNccl();
 
 }  // namespace fixpoint

@@ -128,7 +128,8 @@ struct CudaRotateArgs {
 // % heads of the group.
 struct AttentionTile {
   int32_t token;         // row of the flat batch of the first token
-  int32_t tokens;        // 1 if head_begin or heads say a part of the group
+  int32_t tokens;        // 1 if head_begin or heads say a part of the group; a tile of zeros is
+                         // padding, which attend_decode passes over
   int32_t position;      // cache position of the first token
   int32_t head_begin;    // in the group
   int32_t heads;         // tokens * heads <= kDecodeRows or PrefillRows()
