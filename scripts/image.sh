@@ -4,7 +4,7 @@
 # named localhost/fixpoint-server:VERSION and so on. Needs root, buildah and, where the base image can neither be found nor pulled,
 # mmdebstrap, which makes it from Debian's packages. With Docker:
 #   docker build -f docker/Dockerfile --target server -t fixpoint-server:VERSION .
-# server-cuda: for NVIDIA GPUs; CUDA comes from PyPI (docker/cuda-requirements.txt, 600 MB). FIXPOINT_CUDA_ARCHITECTURES: as CMake's.
+# server-cuda: for NVIDIA GPUs; CUDA comes from PyPI (docker/cuda-requirements.txt, 800 MB). FIXPOINT_CUDA_ARCHITECTURES: as CMake's.
 # lock: writes docker/packages.lock from what Debian's archive has now. FIXPOINT_PACKAGES=newest builds with that without looking at the lock.
 # The host's ccache is lent to the build: the same compiler and sources are not compiled twice.
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""The image with CUDA on a machine that has no GPU: it says so, and serves on the CPU. Its build takes 600 MB from PyPI and minutes, so this runs
+"""The image with CUDA on a machine that has no GPU: it says so, and serves on the CPU. Its build takes 800 MB from PyPI and minutes, so this runs
 only where FIXPOINT_E2E_CUDA_IMAGE names the image (scripts/image.sh server-cuda)."""
 import json
 import os
