@@ -2,7 +2,7 @@
 """One engine's speed in the cells of compare.py, as one line of JSON: {cell: tokens/s}. Runs in a process of its own, with the Python of
 the environment that the engine is installed in.
 
-    peer.py llama.cpp   MODEL.Q8_0.gguf CELL... [--steps 64]
+    peer.py llama.cpp   MODEL.Q8_0.gguf CELL... [--steps 64] [--threads 2]
     peer.py openvino    MODEL.Q8_0.gguf CELL...
     peer.py ctranslate2 DIR CELL...          made by prepare_ctranslate2.py
 
@@ -38,10 +38,10 @@ def median_seconds(run):
 class LlamaCpp:
     """The C API of llama-cpp-python: its Python wrapper copies every row of logits."""
 
-    def __init__(self, path, steps):
+    def __init__(self, path, steps, threads):
         import llama_cpp
-        self.c, self.steps = llama_cpp, steps
-        self.model = llama_cpp.Llama(path, n_ctx=64, n_threads=THREADS, verbose=False)
+        self.c, self.steps, self.threads = llama_cpp, steps, threads
+        self.model = llama_cpp.Llama(path, n_ctx=64, n_threads=threads, verbose=False)
         self.vocabulary = self.model.n_vocab()
 
     def context(self, tokens, sequences):
@@ -50,7 +50,7 @@ class LlamaCpp:
         params.n_ctx = tokens
         params.n_batch = params.n_ubatch = max(512, tokens if sequences == 1 else 512)
         params.n_seq_max = sequences
-        params.n_threads = params.n_threads_batch = THREADS
+        params.n_threads = params.n_threads_batch = self.threads
         params.flash_attn_type = c.LLAMA_FLASH_ATTN_TYPE_ENABLED
         if hasattr(params, "kv_unified"):
             params.kv_unified = False
@@ -117,12 +117,12 @@ class Generating:
 class OpenVino(Generating):
     vocabulary = VOCABULARY
 
-    def __init__(self, path, steps):
+    def __init__(self, path, steps, threads):
         import numpy
         import openvino
         import openvino_genai
         self.numpy, self.ov, self.genai = numpy, openvino, openvino_genai
-        self.pipeline = openvino_genai.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=THREADS)
+        self.pipeline = openvino_genai.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=threads)
         self.steps = steps
 
     def generate(self, ids, tokens):
@@ -140,9 +140,9 @@ class OpenVino(Generating):
 class CTranslate2(Generating):
     vocabulary = VOCABULARY
 
-    def __init__(self, path, steps):
+    def __init__(self, path, steps, threads):
         import ctranslate2
-        self.generator = ctranslate2.Generator(path, device="cpu", compute_type="int8", intra_threads=THREADS, inter_threads=1)
+        self.generator = ctranslate2.Generator(path, device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1)
         with open(f"{path}/vocabulary.json", encoding="utf-8") as file:
             self.words = json.load(file)
         self.steps = steps
@@ -160,8 +160,9 @@ def main():
     parser.add_argument("model")
     parser.add_argument("cells", nargs="+")
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=THREADS)
     a = parser.parse_args()
-    engine = {"llama.cpp": LlamaCpp, "openvino": OpenVino, "ctranslate2": CTranslate2}[a.engine](a.model, a.steps)
+    engine = {"llama.cpp": LlamaCpp, "openvino": OpenVino, "ctranslate2": CTranslate2}[a.engine](a.model, a.steps, a.threads)
     rates = {}
     for cell in a.cells:
         kind, number = cell.split()
