@@ -13,6 +13,24 @@
 #include "engine/tensor_parallel.h"
 
 namespace fixpoint {
+namespace {
+
+// The rows of all chunks whose logits are wanted, as runs of consecutive ones.
+template <typename Visit>
+absl::Status ForEachWantedRun(absl::Span<const SequenceChunk> chunks, bool choose, Visit visit) {
+  int32_t begin = 0, row = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    for (size_t i = 0; i < chunk.logit_indices.size(); ++i, ++row) {
+      const bool chosen = choose && !chunk.choices.empty() && chunk.choices[i].sampling != nullptr;
+      if (!chosen) continue;
+      if (row > begin) RETURN_IF_ERROR(visit(begin, row - begin));
+      begin = row + 1;
+    }
+  }
+  return row > begin ? visit(begin, row - begin) : absl::OkStatus();
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
     IntegerModel model, CudaDeviceGroup group, const CudaExecutorOptions& options) {
@@ -53,6 +71,10 @@ absl::Status CudaExecutor::SetUp(IntegerModel model, CudaDeviceGroup group,
   SetPlanShape(c, degree, group.devices[0]->multiprocessors(), options);
   ASSIGN_OR_RETURN(host_plan_,
                    group.devices[0]->AllocateHost(static_cast<int64_t>(MaxPlanBytes(plan_shape_))));
+  ASSIGN_OR_RETURN(int8_t* const tokens,
+                   group.devices[0]->AllocateHost(options.max_step_logits *
+                                                  static_cast<int64_t>(sizeof(*host_tokens_))));
+  host_tokens_ = reinterpret_cast<int32_t*>(tokens);
 
   collective_ = std::move(group.collective);
   if (degree == 1) {
@@ -90,7 +112,8 @@ void CudaExecutor::SetPlanShape(const ModelConfig& c, int32_t degree, int32_t mu
       .head_dim = c.head_dim,
       .multiprocessors = multiprocessors,
       .score_elements = elements,
-      .part_rows = elements / (c.head_dim + 2)};
+      .part_rows = elements / (c.head_dim + 2),
+      .logit_fraction_bits = c.logit_fraction_bits};
 }
 
 absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
@@ -115,6 +138,17 @@ absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
 }
 
 absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) {
+  return Run(chunks, logits, nullptr);
+}
+
+absl::Status CudaExecutor::ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                            int32_t* tokens) {
+  if (!chooses_tokens()) return Executor::ForwardAndChoose(chunks, logits, tokens);
+  return Run(chunks, logits, tokens);
+}
+
+absl::Status CudaExecutor::Run(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                               int32_t* tokens) {
   RETURN_IF_ERROR(lost_);
   RETURN_IF_ERROR(CheckStep(chunks, limits_));
   if (chunks.empty()) return absl::OkStatus();
@@ -122,11 +156,19 @@ absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32
   if (graphs_.has_value()) bucket = FindBucket(plan_shape_, chunks);
   const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_, bucket);
   lost_ = Step(plan, bucket);
-  if (lost_.ok() && plan.wanted_rows > 0) lost_ = DownloadLogits(plan, logits);
+  if (lost_.ok() && tokens != nullptr && plan.wanted_rows > 0) {
+    lost_ = ranks_[0]->EnqueueTokens(plan.wanted_rows, host_tokens_);
+  }
+  if (lost_.ok()) {
+    lost_ = ForEachWantedRun(chunks, tokens != nullptr, [&](int32_t first, int32_t rows) {
+      return DownloadLogits(first, rows, logits + int64_t{first} * limits_.vocab_size);
+    });
+  }
   // The plan's memory is written again by the next step.
   for (const auto& rank : ranks_) {
     if (lost_.ok()) lost_ = rank->Synchronize();
   }
+  if (lost_.ok() && tokens != nullptr) std::copy_n(host_tokens_, plan.wanted_rows, tokens);
   return lost_;
 }
 
@@ -155,11 +197,11 @@ absl::Status CudaExecutor::AddPartialSums() {
                                 static_cast<int64_t>(count));
 }
 
-absl::Status CudaExecutor::DownloadLogits(const CudaPlan& plan, int32_t* logits) {
+absl::Status CudaExecutor::DownloadLogits(int32_t first, int32_t rows, int32_t* logits) {
   const auto degree = static_cast<int32_t>(ranks_.size());
   for (int32_t r = 0; r < degree; ++r) {
     RETURN_IF_ERROR(ranks_[static_cast<size_t>(r)]->DownloadLogits(
-        plan.wanted_rows, limits_.vocab_size,
+        first, rows, limits_.vocab_size,
         logits + FirstOfVocabulary(limits_.vocab_size, r, degree)));
   }
   return absl::OkStatus();

@@ -53,6 +53,10 @@ class CudaExecutor final : public Executor {
   // INVALID_ARGUMENT (and nothing done) for chunks that break the rules of executor.h or the
   // limits. After an error of any device every later call returns the same error: all are lost.
   absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) override;
+  // On one device only: several have a part of each row's logits.
+  bool chooses_tokens() const override { return ranks_.size() == 1; }
+  absl::Status ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                int32_t* tokens) override;
 
  private:
   CudaExecutor() = default;
@@ -66,14 +70,17 @@ class CudaExecutor final : public Executor {
   absl::Status Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket);
   absl::Status Launch(const CudaPlan& plan);
   absl::Status AddPartialSums();
-  absl::Status DownloadLogits(const CudaPlan& plan, int32_t* logits);
+  // Without `tokens`, all logits are wanted.
+  absl::Status Run(absl::Span<const SequenceChunk> chunks, int32_t* logits, int32_t* tokens);
+  absl::Status DownloadLogits(int32_t first, int32_t rows, int32_t* logits);
 
   ExecutorLimits limits_;
   CudaPlanShape plan_shape_;  // the same for all ranks
   std::vector<std::unique_ptr<CudaRank>> ranks_;
   std::unique_ptr<CudaCollective> collective_;  // null for one rank
   std::optional<CudaGraphs> graphs_;            // if they are used
-  int8_t* host_plan_ = nullptr;                 // page-locked
+  int8_t* host_plan_ = nullptr;                 // page-locked, as is
+  int32_t* host_tokens_ = nullptr;              // [max_step_logits]
   absl::Status lost_;                           // the error that ended it
 };
 

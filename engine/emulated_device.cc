@@ -48,6 +48,7 @@ const CudaKernels& EmulatedDevice::kernels() const {
       .attend_prefill = Enqueue<CudaAttentionArgs, &CudaKernels::attend_prefill>,
       .attend_decode = Enqueue<CudaDecodeArgs, &CudaKernels::attend_decode>,
       .logits = Enqueue<CudaLogitsArgs, &CudaKernels::logits>,
+      .sample = Enqueue<CudaSampleArgs, &CudaKernels::sample>,
   };
   return kTable;
 }
@@ -103,8 +104,9 @@ absl::Status EmulatedDevice::Upload(void* device, const void* host, int64_t byte
 }
 
 absl::Status EmulatedDevice::Download(void* host, const void* device, int64_t bytes) {
-  RETURN_IF_ERROR(UseOutsideOfCapture());
+  RETURN_IF_ERROR(Synchronize());
   RETURN_IF_ERROR(CheckInside(device, bytes));
+  state_.downloaded_bytes += bytes;
   std::memcpy(host, device, static_cast<size_t>(bytes));
   return absl::OkStatus();
 }
@@ -115,6 +117,23 @@ absl::Status EmulatedDevice::DownloadRows(void* host, int64_t host_stride, const
     RETURN_IF_ERROR(Download(static_cast<int8_t*>(host) + row * host_stride,
                              static_cast<const int8_t*>(device) + row * row_bytes, row_bytes));
   }
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::EnqueueDownload(void* host, const void* device, int64_t bytes) {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  RETURN_IF_ERROR(CheckInside(device, bytes));
+  RETURN_IF_ERROR(CheckInside(host, bytes));
+  state_.enqueued_bytes += bytes;
+  const auto* begin = static_cast<const int8_t*>(device);
+  copies_.push_back({host, {begin, begin + bytes}});
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Synchronize() {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  for (const Copy& copy : copies_) std::memcpy(copy.host, copy.bytes.data(), copy.bytes.size());
+  copies_.clear();
   return absl::OkStatus();
 }
 

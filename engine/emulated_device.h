@@ -24,6 +24,7 @@ struct EmulatedDeviceState {
   int64_t allocated_bytes = 0;
   int launches = 0, matmuls = 0, uploads = 0;  // a graph is one launch
   int captures = 0, graph_launches = 0;
+  int64_t downloaded_bytes = 0, enqueued_bytes = 0;  // by Download, by EnqueueDownload
 };
 
 // Where kernels of an EmulatedDevice go: they run at once, or are recorded with their arguments.
@@ -49,7 +50,8 @@ class EmulatedDevice final : public CudaDevice {
   absl::Status Download(void* host, const void* device, int64_t bytes) override;
   absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
                             int64_t rows) override;
-  absl::Status Synchronize() override { return UseOutsideOfCapture(); }
+  absl::Status EnqueueDownload(void* host, const void* device, int64_t bytes) override;
+  absl::Status Synchronize() override;
   absl::Status Launched(int error, absl::string_view what) override;
   absl::Status BeginCapture() override;
   absl::StatusOr<int32_t> EndCapture() override;
@@ -72,6 +74,12 @@ class EmulatedDevice final : public CudaDevice {
     int64_t bytes = 0;
   };
   std::vector<Piece> pieces_;
+  // What EnqueueDownload has read; the host gets it at the last moment that a GPU would leave it.
+  struct Copy {
+    void* host;
+    std::vector<int8_t> bytes;
+  };
+  std::vector<Copy> copies_;
 };
 
 struct EmulatedCollectiveState {

@@ -8,8 +8,16 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "engine/sampling_params.h"
 
 namespace fixpoint {
+
+// What becomes of a wanted row: its logits are copied, or the executor chooses its token by the
+// rules of engine/sampler.h and nothing else.
+struct RowChoice {
+  const SamplingParams* sampling = nullptr;  // null: the logits are wanted
+  uint64_t position = 0;                     // of the token in the whole context
+};
 
 // Consecutive tokens of one sequence. Cache position 0 is the first token behind the model's fixed
 // prefix.
@@ -22,6 +30,8 @@ struct SequenceChunk {
   // Indices into token_ids, rising, whose logits are wanted. Empty: none (a prefill chunk in the
   // middle of a prompt).
   absl::Span<const int32_t> logit_indices;
+  // Of each of logit_indices, or empty: all logits are wanted. For ForwardAndChoose only.
+  absl::Span<const RowChoice> choices = {};
 };
 
 // Sizes that the scheduler and the KV pool need.
@@ -47,6 +57,18 @@ class Executor {
   // depends only on its own sequence's tokens: never on other chunks, the split into chunks or
   // threads. Called by one thread only (the engine thread). An error means that the device is lost.
   virtual absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) = 0;
+
+  // Whether ForwardAndChoose works. Where it does not, the caller chooses from logits.
+  virtual bool chooses_tokens() const { return false; }
+
+  // Forward for chunks with choices. Row r of the step, counted over all chunks, is written to
+  // logits + r * vocab_size where its logits are wanted; where its token is, the token is written
+  // to tokens[r] and the row of logits is left alone. Both have room for all rows; tokens of
+  // other rows mean nothing.
+  virtual absl::Status ForwardAndChoose(absl::Span<const SequenceChunk>, int32_t* /*logits*/,
+                                        int32_t* /*tokens*/) {
+    return absl::UnimplementedError("this executor does not choose tokens");
+  }
 
   // Runs task(index, worker) for index in [0, tasks), worker in [0, workers()), and returns when
   // all are done: the executor's threads, lent to the engine thread between two steps. A worker
