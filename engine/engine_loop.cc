@@ -52,6 +52,7 @@ EngineLoop::EngineLoop(Executor* executor, const EngineOptions& options, EngineO
                 TokenChooser(vocab_size_, options.logit_fraction_bits, options.eos_ids)) {
   logits_.resize(static_cast<size_t>(executor->limits().max_step_logits) *
                  static_cast<size_t>(vocab_size_));
+  chosen_.resize(static_cast<size_t>(executor->limits().max_step_logits));
   PublishLoad(0);
 }
 
@@ -135,7 +136,10 @@ void EngineLoop::Step() {
   NoteChanges();
   BuildChunks();
   const int64_t forward_ns = SteadyNowNs();
-  const absl::Status status = executor_->Forward(chunks_, logits_.data());
+  const absl::Status status =
+      executor_->chooses_tokens()
+          ? executor_->ForwardAndChoose(chunks_, logits_.data(), chosen_.data())
+          : executor_->Forward(chunks_, logits_.data());
   const int64_t forward_end_ns = SteadyNowNs();
   if (!status.ok()) {
     LoseDevice(status);
@@ -192,21 +196,40 @@ void EngineLoop::NoteChanges() {
 void EngineLoop::BuildChunks() {
   chunks_.clear();
   rows_.clear();
-  rows_.reserve(static_cast<size_t>(plan_.logit_rows));  // the spans below point into it
+  choices_.clear();
+  rows_.reserve(static_cast<size_t>(plan_.logit_rows));  // the spans below point into them
+  choices_.reserve(static_cast<size_t>(plan_.logit_rows));
   for (const PlannedChunk& planned : plan_.chunks) {
     OpenRequest& request = *open_.at(planned.id);
     request.drafts = planned.drafts;
     request.tokens.insert(request.tokens.end(), request.proposal.begin(),
                           request.proposal.begin() + planned.drafts);
     const size_t first_row = rows_.size();
-    for (int32_t i = 0; i < planned.prompt_rows; ++i) rows_.push_back(planned.prompt_row + i);
-    for (int32_t i = planned.sample_rows; i > 0; --i) rows_.push_back(planned.tokens - i);
+    AddRows(planned, request);
     chunks_.push_back({.token_ids = absl::MakeConstSpan(request.tokens)
                                         .subspan(static_cast<size_t>(planned.position),
                                                  static_cast<size_t>(planned.tokens)),
                        .position = planned.position,
                        .block_table = scheduler_.BlockTable(planned.id),
-                       .logit_indices = absl::MakeConstSpan(rows_).subspan(first_row)});
+                       .logit_indices = absl::MakeConstSpan(rows_).subspan(first_row),
+                       .choices = absl::MakeConstSpan(choices_).subspan(first_row)});
+  }
+}
+
+void EngineLoop::AddRows(const PlannedChunk& planned, const OpenRequest& request) {
+  for (int32_t i = 0; i < planned.prompt_rows; ++i) {
+    rows_.push_back(planned.prompt_row + i);
+    choices_.push_back({});
+  }
+  // The first sampled row is that of the token in front of the drafts.
+  const size_t known = request.tokens.size() - static_cast<size_t>(planned.drafts);
+  for (int32_t i = 0; i < planned.sample_rows; ++i) {
+    rows_.push_back(planned.tokens - planned.sample_rows + i);
+    const bool follows =
+        executor_->chooses_tokens() &&
+        TokenChooser::FollowsFromSampling(request.request, request.generated() + i);
+    choices_.push_back({.sampling = follows ? &request.request.sampling : nullptr,
+                        .position = PositionOf(known + static_cast<size_t>(i))});
   }
 }
 
@@ -245,45 +268,46 @@ bool PushToken(OpenRequest& request, int32_t token, const int32_t* logits,
 
 void EngineLoop::ChooseTokens() {
   outcomes_.clear();
-  const int32_t* logits = logits_.data();
+  size_t row = 0;
   for (const PlannedChunk& chunk : plan_.chunks) {
-    outcomes_.push_back({&chunk, logits, open_.at(chunk.id).get()});
-    logits += int64_t{chunk.prompt_rows + chunk.sample_rows} * vocab_size_;
+    outcomes_.push_back({&chunk, row, open_.at(chunk.id).get()});
+    row += static_cast<size_t>(chunk.prompt_rows + chunk.sample_rows);
   }
   executor_->Parallel(static_cast<int32_t>(outcomes_.size()), [&](int32_t index, int32_t worker) {
-    ChooseTokens(outcomes_[static_cast<size_t>(index)], choosers_[static_cast<size_t>(worker)],
-                 options_.prefix_token_ids.size());
+    ChooseTokens(outcomes_[static_cast<size_t>(index)], choosers_[static_cast<size_t>(worker)]);
   });
 }
 
 // From the rows of one chunk: of a draft's row only if all drafts before it were the tokens that
 // the model chose.
-void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t prefix_tokens) {
+void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser) {
   const PlannedChunk& chunk = *outcome.chunk;
   OpenRequest& request = *outcome.request;
-  const int64_t vocab_size = chooser.vocab_size();
   request.tokens.resize(request.tokens.size() - static_cast<size_t>(chunk.drafts));
   request.drafts = 0;
-  if (!PushPromptRows(request, chunk, outcome.logits, vocab_size, chooser)) {
+  if (!PushPromptRows(request, chunk, Logits(outcome.row), vocab_size_, chooser)) {
     outcome.ending = Ending{FinishReason::kCancelled};
   }
-  const int32_t* logits = outcome.logits + chunk.prompt_rows * vocab_size;
+  const size_t first = outcome.row + static_cast<size_t>(chunk.prompt_rows);
   while (!outcome.ending && outcome.chosen < chunk.sample_rows) {
-    const int32_t token = chooser.Choose(request, logits, prefix_tokens + request.tokens.size());
-    request.tokens.push_back(token);
     const int32_t row = outcome.chosen++;
+    const size_t step_row = first + static_cast<size_t>(row);
+    const int32_t token =
+        choices_[step_row].sampling != nullptr
+            ? chosen_[step_row]
+            : chooser.Choose(request, Logits(step_row), PositionOf(request.tokens.size()));
+    request.tokens.push_back(token);
     if (chooser.Ends(request.request, token)) {
       outcome.ending = Ending{.reason = FinishReason::kStop, .stop_token_id = token};
       return;
     }
     TokenChooser::Note(request, token);
-    if (!PushToken(request, token, logits, chooser)) {
+    if (!PushToken(request, token, Logits(step_row), chooser)) {
       outcome.ending = Ending{FinishReason::kCancelled};
     } else if (request.generated() == request.request.max_tokens) {
       outcome.ending = Ending{FinishReason::kLength};
     }
     if (row < chunk.drafts && request.proposal[static_cast<size_t>(row)] != token) return;
-    logits += vocab_size;
   }
 }
 

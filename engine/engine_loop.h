@@ -45,17 +45,24 @@ class EngineLoop : private TokenSource {
   void ProposeDrafts();
   void NoteChanges();
   void BuildChunks();
+  // The rows of a planned chunk: which, and what becomes of each.
+  void AddRows(const PlannedChunk& planned, const OpenRequest& request);
   // What became of one chunk's rows.
   struct Outcome {
     const PlannedChunk* chunk;
-    const int32_t* logits;  // its first row
+    size_t row;  // its first
     OpenRequest* request;
     int32_t chosen = 0;  // tokens
     std::optional<Ending> ending;
   };
   // All chunks at once, each by one worker: touches the chunk's own request and stream only.
   void ChooseTokens();
-  static void ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t prefix_tokens);
+  void ChooseTokens(Outcome& outcome, TokenChooser& chooser);
+  // Of the token behind so many tokens of a request, in the whole context.
+  uint64_t PositionOf(size_t tokens) const { return options_.prefix_token_ids.size() + tokens; }
+  const int32_t* Logits(size_t row) const {
+    return logits_.data() + row * static_cast<size_t>(vocab_size_);
+  }
   void Settle(Outcome& outcome);
   void ReportTokens(OpenRequest& request, int32_t chosen);
 
@@ -82,9 +89,11 @@ class EngineLoop : private TokenSource {
   StepPlan plan_;
   std::vector<SequenceChunk> chunks_;
   std::vector<Outcome> outcomes_;
-  std::vector<int32_t> rows_;  // logit indices of all chunks
+  std::vector<int32_t> rows_;       // logit indices of all chunks
+  std::vector<RowChoice> choices_;  // of each row
   std::vector<ExpiredSequence> expired_;
-  std::vector<int32_t> logits_;  // [max_step_logits][vocab_size]
+  std::vector<int32_t> logits_;  // [max_step_logits][vocab_size], of rows without a choice
+  std::vector<int32_t> chosen_;  // [max_step_logits], of rows with one
 };
 
 }  // namespace fixpoint
