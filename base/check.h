@@ -29,12 +29,12 @@ class CheckFailure {
 #define CHECK(condition)      \
   if (condition) [[likely]] { \
   } else                      \
-    ::fixpoint::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
+    ::fixpoint::internal::CheckFailure(__FILE_NAME__, __LINE__, #condition).stream()
 #define FIXPOINT_CHECK_OP(a, op, b)                                                             \
   if (const auto& check_pair = std::make_pair((a), (b)); check_pair.first op check_pair.second) \
       [[likely]] {                                                                              \
   } else                                                                                        \
-    ::fixpoint::internal::CheckFailure(__FILE__, __LINE__, #a " " #op " " #b).stream()          \
+    ::fixpoint::internal::CheckFailure(__FILE_NAME__, __LINE__, #a " " #op " " #b).stream()     \
         << "(" << check_pair.first << " against " << check_pair.second << ") "
 #define CHECK_EQ(a, b) FIXPOINT_CHECK_OP(a, ==, b)
 #define CHECK_NE(a, b) FIXPOINT_CHECK_OP(a, !=, b)

@@ -1,4 +1,4 @@
-// Runs on an NVIDIA GPU and skips aloud where there is none: scripts/test_gpu.sh.
+// Runs on an NVIDIA GPU and skips aloud where there is none: scripts/gpu_check.sh.
 #include "calibrator/gemm_cuda.h"
 
 #include <algorithm>

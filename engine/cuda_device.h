@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "engine/cuda_matmul.h"
 #include "kernels/cuda/kernels.h"
 
@@ -23,6 +24,7 @@ class CudaDevice {
   virtual const CudaKernels& kernels() const = 0;
   virtual CudaStream* stream() const = 0;
   virtual int32_t multiprocessors() const = 0;
+  virtual int64_t l2_bytes() const = 0;  // of the cache that all multiprocessors share
   virtual absl::StatusOr<int64_t> FreeBytes() = 0;
 
   // Zeroed memory, aligned to 256 bytes, that lives as long as the device. Called at the start
@@ -48,8 +50,8 @@ class CudaDevice {
   virtual absl::Status Launched(int error, absl::string_view what) = 0;
 
   // A CUDA graph: what is enqueued between BeginCapture and EndCapture is not done but recorded,
-  // with the arguments that it has then. Only functions of kernels(), and Matmul of shapes that it
-  // has done before; all others are errors. EndCapture comes after a failure in between, too. It
+  // with the arguments that it has then. Only functions of kernels(), and Matmul; all others are
+  // errors. EndCapture comes after a failure in between, too. It
   // returns the number of the graph, which lives as long as the device.
   virtual absl::Status BeginCapture() = 0;
   virtual absl::StatusOr<int32_t> EndCapture() = 0;
@@ -58,7 +60,12 @@ class CudaDevice {
 
   // Whether Matmul works: cuBLASLt was found.
   virtual bool has_matmul() const = 0;
-  // Enqueues a product that ValidateMatmul accepts; INVALID_ARGUMENT for others.
+  // Makes `matmuls` ready for Matmul, at the start: Matmul neither allocates nor chooses. What is
+  // ready already costs nothing. Weights are read; x ([tokens][x_stride]), acc and `expected` (as
+  // large as the largest acc, apart from it) are overwritten, and x is zero afterwards.
+  // INVALID_ARGUMENT for what ValidateMatmul or CheckOwnKernelCanDo refuses.
+  virtual absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) = 0;
+  // Enqueues a product of a prepared shape; INVALID_ARGUMENT for others.
   virtual absl::Status Matmul(const CudaMatmul& matmul) = 0;
 };
 

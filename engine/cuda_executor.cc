@@ -39,6 +39,8 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
   RETURN_IF_ERROR(CheckRange("max_step_logits", options.max_step_logits, 1,
                              std::min(options.max_step_tokens, kMaxCudaStepLogits)));
   RETURN_IF_ERROR(CheckRange("kv_cache_bytes", options.kv_cache_bytes, 0, kMost));
+  RETURN_IF_ERROR(
+      CheckRange("least_slice_tokens", options.least_slice_tokens, 1, kMaxCudaStepTokens));
   // Element counts of the scores stay in int32.
   RETURN_IF_ERROR(CheckRange("decode_bytes", options.decode_bytes, 0, int64_t{8} << 30));
   RETURN_IF_ERROR(CheckTensorParallel(model.config, static_cast<int32_t>(group.devices.size())));
@@ -91,10 +93,11 @@ absl::Status CudaExecutor::SetUp(IntegerModel model, CudaDeviceGroup group,
 
 absl::Status CudaExecutor::AddRank(IntegerModel model, std::unique_ptr<CudaDevice> device,
                                    const CudaExecutorOptions& options, bool partial_sums) {
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<CudaRank> rank,
-      CudaRank::Create(std::move(model), std::move(device), plan_shape_,
-                       {.use_matmul = options.use_matmul, .partial_sums = partial_sums}));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaRank> rank,
+                   CudaRank::Create(std::move(model), std::move(device), plan_shape_,
+                                    {.use_matmul = options.use_matmul,
+                                     .partial_sums = partial_sums,
+                                     .least_slice_tokens = options.least_slice_tokens}));
   ranks_.push_back(std::move(rank));
   return absl::OkStatus();
 }

@@ -28,6 +28,9 @@ struct CudaExecutorOptions {
   int32_t max_step_tokens = 512;              // [1, kMaxCudaStepTokens]
   int32_t max_step_logits = 64;               // [1, min(max_step_tokens, kMaxCudaStepLogits)]
   int64_t decode_bytes = int64_t{128} << 20;  // at least 0; scratch of attention with split keys
+  // A step of more tokens is cut where the accumulators of a layer would leave three quarters of
+  // the L2 cache before they are read. Each slice reads the weights again: at least this many.
+  int32_t least_slice_tokens = 256;
   bool use_matmul = true;  // cuBLASLt for more than kSkinnyTokens rows, where the device has it
   // Steps that only decode are replayed as CUDA graphs. On one device: NCCL warns of deadlocks
   // where one thread launches graphs with sums in them on several.

@@ -85,6 +85,51 @@ TEST(CudaExecutorTest, AMixedStepGivesTheRowsOfTheCpu) {
                                6));
 }
 
+// Products take more rows than the step has: there has to be room for the last ones.
+TEST(CudaExecutorTest, TheLargestStepHasRoom) {
+  EmulatedDeviceState state;
+  CudaExecutorOptions options = kOptions;
+  options.max_step_logits = 1;  // else the head's accumulators are the largest
+  const auto cuda = MakeCuda(kOdd, &state, options);
+  std::vector<int32_t> ids(100);
+  ASSERT_GT(PaddedTokens(100), kOptions.max_step_tokens);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 53 % 290);
+  const std::vector<int32_t> table = {3, 1, 2, 0}, last = {99};
+  std::vector<int32_t> expected(static_cast<size_t>(cuda->limits().vocab_size));
+  std::vector<int32_t> actual = expected;
+  const SequenceChunk chunk = {ids, 0, table, last};
+  ASSERT_TRUE(MakeCpu(kOdd)->Forward({chunk}, expected.data()).ok());
+  const absl::Status status = cuda->Forward({chunk}, actual.data());
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(actual, expected);
+}
+
+// Accumulators that would not stay in the cache: each linear layer and what follows it in slices,
+// the last of them ragged.
+TEST(CudaExecutorTest, SlicesOfAStepChangeNoBit) {
+  std::vector<int32_t> ids(100);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 53 % 290);
+  const std::vector<int32_t> table = {3, 1, 2, 0}, rows = {0, 31, 32, 63, 64, 98, 99};
+  const SequenceChunk chunk = {ids, 0, table, rows};
+  const auto cpu = MakeCpu(kOdd);
+  std::vector<int32_t> expected(rows.size() * static_cast<size_t>(cpu->limits().vocab_size));
+  ASSERT_TRUE(cpu->Forward({chunk}, expected.data()).ok());
+  int whole_launches = 0;
+  for (const int64_t l2_bytes : {1 << 30, 60000, 1}) {
+    EmulatedDeviceState state{.l2_bytes = l2_bytes};
+    CudaExecutorOptions options = kOptions;
+    options.least_slice_tokens = 32;
+    const auto cuda = MakeCuda(kOdd, &state, options);
+    std::vector<int32_t> actual(expected.size());
+    const int before = state.launches;
+    const absl::Status status = cuda->Forward({chunk}, actual.data());
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(actual, expected) << l2_bytes;
+    if (l2_bytes == 1 << 30) whole_launches = state.launches - before;
+    if (l2_bytes < 1 << 30) EXPECT_GT(state.launches - before, whole_launches) << l2_bytes;
+  }
+}
+
 TEST(CudaExecutorTest, AFailedLaunchEndsIt) {
   EmulatedDeviceState state;
   const auto executor = MakeCuda(kPlain, &state);

@@ -13,9 +13,10 @@
 namespace fixpoint {
 
 // One graph for each bucket, so as many as FindBucket says at most. A bucket's first step is not
-// captured: it loads kernels and lets cuBLASLt choose its algorithms, neither of which may happen
-// during a capture. The second is captured and from then on replayed. At the start nothing is:
-// most buckets never come up, and capturing all would take seconds and memory for nothing.
+// captured: it loads our kernels, which may not happen during a capture; cuBLASLt's have run when
+// the bucket's products were prepared (CudaDevice::PrepareMatmuls). The second is captured and from
+// then on replayed. At the start nothing is: most buckets never come up, and capturing all would
+// take seconds and memory for nothing.
 class CudaGraphs {
  public:
   // `device` must outlive this.

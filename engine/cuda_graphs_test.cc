@@ -189,6 +189,36 @@ TEST(CudaGraphsTest, LargeProductsAreReplayed) {
   EXPECT_GT(state.matmuls, 0);
 }
 
+// Whatever the limits of a step and the slices: the emulated device refuses other products.
+TEST(CudaGraphsTest, EveryBucketOfLargeProductsIsPrepared) {
+  const auto cpu = MakeCpu(kOdd);
+  for (const int32_t max_tokens : {37, 60, 100}) {
+    for (const int64_t l2_bytes : {1 << 30, 1}) {
+      EmulatedDeviceState state{.l2_bytes = l2_bytes};
+      CudaExecutorOptions options = kOptions;
+      options.max_step_tokens = max_tokens;
+      options.max_step_logits = std::min(max_tokens, 41);
+      options.least_slice_tokens = 32;
+      const auto cuda = MakeCuda(kOdd, &state, options);
+      Steps steps(*cpu, *cuda);
+      for (int32_t tokens = 33; tokens <= std::min(max_tokens, kMaxBucketTokens); tokens += 8) {
+        for (int step = 0; step < 2; ++step) {
+          std::vector<Steps::Sequence> sequences(8);
+          for (int32_t i = 0; i < 8; ++i) {
+            Steps::Sequence& sequence = sequences[static_cast<size_t>(i)];
+            sequence.table = {i};
+            const int32_t count = tokens / 8 + (i < tokens % 8 ? 1 : 0);
+            steps.Add(sequence, count, std::min(count, 5));
+          }
+          ASSERT_NO_FATAL_FAILURE(steps.Run()) << tokens << " of " << max_tokens;
+        }
+      }
+      EXPECT_GT(state.graph_launches, 0);
+      EXPECT_EQ(state.matmuls > 0, l2_bytes > 1) << "slices of 32 tokens are our kernel's";
+    }
+  }
+}
+
 TEST(CudaGraphsTest, AFailureLosesTheDeviceAndSaysWhere) {
   const std::vector<int32_t> id = {1}, table = {0}, first = {0};
   std::vector<int32_t> logits(300);

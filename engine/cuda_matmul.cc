@@ -5,11 +5,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/kernels.h"
 
 namespace fixpoint {
 namespace {
 
-constexpr int64_t kOperandAlign = 16;
 constexpr int64_t kWorkspaceAlign = 256;
 constexpr int64_t kMaxSize = std::numeric_limits<int32_t>::max();
 constexpr int64_t kMaxSummands = ((int64_t{1} << 31) - 1) / (128 * 127);
@@ -31,8 +31,8 @@ absl::Status CheckPointer(absl::string_view name, const void* pointer, int64_t a
 absl::Status CheckStride(absl::string_view name, int64_t stride, int64_t size, int64_t bytes) {
   if (stride < size) return Bad(name, " is ", stride, ", a row has ", size);
   if (stride > kMaxSize) return Bad(name, " is ", stride, ", too large");
-  if (stride * bytes % kOperandAlign != 0) {
-    return Bad(name, " is ", stride, ", no multiple of ", kOperandAlign, " bytes");
+  if (stride * bytes % kMatmulAlignBytes != 0) {
+    return Bad(name, " is ", stride, ", no multiple of ", kMatmulAlignBytes, " bytes");
   }
   return absl::OkStatus();
 }
@@ -44,6 +44,15 @@ bool Overlap(const void* a, int64_t a_bytes, const void* b, int64_t b_bytes) {
 
 }  // namespace
 
+MatmulShape ShapeOf(const CudaMatmul& m) {
+  return {m.outputs,  m.tokens,     m.depth,          m.weight_stride,
+          m.x_stride, m.acc_stride, m.workspace_bytes};
+}
+
+std::string Describe(const MatmulShape& s) {
+  return absl::StrCat("[", s.tokens, "][", s.depth, "] by [", s.outputs, "][", s.depth, "]");
+}
+
 absl::Status ValidateMatmul(const CudaMatmul& m) {
   if (m.tokens < 1 || m.tokens > kMaxSize) return Bad("tokens is ", m.tokens);
   if (m.outputs < 1 || m.outputs > kMaxSize || m.outputs % 4 != 0) {
@@ -52,9 +61,9 @@ absl::Status ValidateMatmul(const CudaMatmul& m) {
   if (m.depth < 1 || m.depth > kMaxSummands || m.depth % 4 != 0) {
     return Bad("depth is ", m.depth, ", must be a positive multiple of 4 up to ", kMaxSummands);
   }
-  RETURN_IF_ERROR(CheckPointer("weights", m.weights, kOperandAlign));
-  RETURN_IF_ERROR(CheckPointer("x", m.x, kOperandAlign));
-  RETURN_IF_ERROR(CheckPointer("acc", m.acc, kOperandAlign));
+  RETURN_IF_ERROR(CheckPointer("weights", m.weights, kMatmulAlignBytes));
+  RETURN_IF_ERROR(CheckPointer("x", m.x, kMatmulAlignBytes));
+  RETURN_IF_ERROR(CheckPointer("acc", m.acc, kMatmulAlignBytes));
   RETURN_IF_ERROR(CheckStride("weight_stride", m.weight_stride, m.depth, 1));
   RETURN_IF_ERROR(CheckStride("x_stride", m.x_stride, m.depth, 1));
   RETURN_IF_ERROR(CheckStride("acc_stride", m.acc_stride, m.outputs, 4));
@@ -74,6 +83,17 @@ absl::Status ValidateMatmul(const CudaMatmul& m) {
     if (other.bytes > 0 && Overlap(m.acc, acc_bytes, other.begin, other.bytes)) {
       return Bad("acc overlaps ", other.name);
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOwnKernelCanDo(const CudaMatmul& m) {
+  if (m.outputs % kGemmOutputStep != 0 || m.depth % kGemmDepthStep != 0) {
+    return Bad(Describe(ShapeOf(m)), " is not in steps of ", kGemmOutputStep, " outputs and ",
+               kGemmDepthStep, " of depth");
+  }
+  if (m.weight_stride != m.depth) {
+    return Bad("weight_stride is ", m.weight_stride, ", must be the depth, ", m.depth);
   }
   return absl::OkStatus();
 }

@@ -2,7 +2,11 @@
 // checked where there is neither a GPU nor cuBLAS.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+#include <compare>
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 
@@ -22,6 +26,27 @@ struct CudaMatmul {
   int64_t workspace_bytes = 0;
 };
 
+// What an algorithm is chosen for: everything but the pointers.
+struct MatmulShape {
+  int64_t outputs = 0, tokens = 0, depth = 0;
+  int64_t weight_stride = 0, x_stride = 0, acc_stride = 0;
+  int64_t workspace_bytes = 0;
+
+  friend auto operator<=>(const MatmulShape&, const MatmulShape&) = default;
+};
+MatmulShape ShapeOf(const CudaMatmul& matmul);
+std::string Describe(const MatmulShape& shape);  // "[tokens][depth] by [outputs][depth]"
+
+// Products are prepared for some token counts only and done with rows up to the next of them: the
+// rows behind the wanted ones give sums that nobody reads. Four counts to an octave, at least 32
+// apart: 32, 64, 96, ... 256, 320, 384, 448, 512, 640, ... More than 256 tokens grow by less than a
+// quarter, which the tiles of a product would mostly pad themselves.
+constexpr int64_t PaddedTokens(int64_t tokens) {
+  const auto octave = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(tokens)));
+  const int64_t step = std::max<int64_t>(32, octave / 8);
+  return (tokens + step - 1) / step * step;
+}
+
 inline constexpr int64_t kMatmulWorkspaceBytes = int64_t{32}
                                                  << 20;  // what NVIDIA advises on Hopper
 
@@ -31,5 +56,11 @@ inline constexpr int64_t kMatmulWorkspaceBytes = int64_t{32}
 // at multiples of 16 bytes, the workspace at 256; leading dimensions at least a row; no overlap of
 // output and inputs; sizes that stay in int32, and sums too: |x| <= 128, |w| <= 127.
 absl::Status ValidateMatmul(const CudaMatmul& matmul);
+
+inline constexpr int64_t kMatmulAlignBytes = 16;  // of operands and leading dimensions
+
+// OK for what kernels/cuda/gemm.cu can do in cuBLASLt's place too: rows of weights without a gap,
+// outputs and depth in its steps. INVALID_ARGUMENT else.
+absl::Status CheckOwnKernelCanDo(const CudaMatmul& matmul);
 
 }  // namespace fixpoint

@@ -75,5 +75,18 @@ TEST(CudaMatmulTest, EachBrokenRuleIsNamed) {
   }
 }
 
+TEST(PaddedTokensTest, FourCountsToAnOctaveAndThirtyTwoApartAtLeast) {
+  std::vector<int64_t> counts;
+  for (int64_t n = PaddedTokens(1); n <= 1024; n = PaddedTokens(n + 1)) counts.push_back(n);
+  EXPECT_THAT(counts, testing::ElementsAre(32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512,
+                                           640, 768, 896, 1024));
+  for (int64_t n = 1; n <= 40000; ++n) {
+    const int64_t padded = PaddedTokens(n);
+    ASSERT_GE(padded, n);
+    ASSERT_LT(padded, n + std::max<int64_t>(32, n / 4)) << n;
+    ASSERT_EQ(PaddedTokens(padded), padded) << n;
+  }
+}
+
 }  // namespace
 }  // namespace fixpoint

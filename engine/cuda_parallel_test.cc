@@ -147,6 +147,45 @@ TEST(CudaParallelTest, DeepProductsCrossOnce) {
   }
 }
 
+// Steps of more rows than they have tokens, and in slices but for the sums that cross: the bits of
+// the CPU, and no row of padding crosses.
+TEST(CudaParallelTest, PaddedStepsInSlicesAddUpToTheSameBits) {
+  constexpr int32_t kTokens = 100, kHidden = 64;
+  ASSERT_GT(PaddedTokens(kTokens), kTokens);
+  std::vector<int32_t> ids(kTokens), table = {3, 1, 0, 2}, rows = {0, 31, 32, 63, 64, 98, 99};
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * 53 % 290);
+  const SequenceChunk chunk = {ids, 0, table, rows};
+  std::vector<int32_t> expected(rows.size() * 301), actual(expected.size());
+  const auto cpu = MakeCpu(kGrouped);
+  ASSERT_TRUE(cpu->Forward({chunk}, expected.data()).ok());
+  const auto prompts = Prompts();
+  const auto golden = GoldenDigest(*cpu, prompts);
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  int whole_launches = 0;
+  for (const int64_t l2_bytes : {1 << 30, 60000, 1}) {
+    Group group(2);
+    for (EmulatedDeviceState& device : group.devices) device.l2_bytes = l2_bytes;
+    CudaExecutorOptions options = kOptions;
+    options.least_slice_tokens = 32;
+    const auto executor = group.Create(MakeTestModel(kGrouped), options);
+    ASSERT_TRUE(executor.ok()) << executor.status();
+    const absl::Status status = (*executor)->Forward({chunk}, actual.data());
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(actual, expected) << l2_bytes;
+    EXPECT_GT(group.devices[0].matmuls, 0);
+    // Planes of o_proj and down_proj: 2 and 1 in the first layer, 2 and 2 in the second.
+    EXPECT_EQ(group.collective.reduces, 4);
+    EXPECT_EQ(group.collective.elements, (2 + 1 + 2 + 2) * kTokens * kHidden);
+    for (const EmulatedDeviceState& device : group.devices) {
+      if (l2_bytes == 1 << 30) whole_launches = device.launches;
+      if (l2_bytes < 1 << 30) EXPECT_GT(device.launches, whole_launches) << l2_bytes;
+    }
+    const auto digest = GoldenDigest(**executor, prompts);
+    ASSERT_TRUE(digest.ok()) << digest.status();
+    EXPECT_EQ(*digest, *golden) << l2_bytes;
+  }
+}
+
 TEST(CudaParallelTest, AFailureOfOneLosesAll) {
   const std::vector<int32_t> id = {1}, table = {0}, first = {0};
   const SequenceChunk chunk = {id, 0, table, first};

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
 #include "base/status_macros.h"
 #include "engine/cpu_executor.h"
 
@@ -40,15 +42,20 @@ ActivationPlanes Site(const ActivationPlanes& planes, bool wide) {
   return {planes.hi, wide ? planes.lo : nullptr, planes.stride};
 }
 
+ActivationPlanes RowsFrom(const ActivationPlanes& planes, int32_t first) {
+  const size_t offset = static_cast<size_t>(first) * planes.stride;
+  return {planes.hi + offset, planes.lo == nullptr ? nullptr : planes.lo + offset, planes.stride};
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CudaRank>> CudaRank::Create(IntegerModel model,
                                                            std::unique_ptr<CudaDevice> device,
                                                            const CudaPlanShape& shape,
                                                            const CudaRankOptions& options) {
-  std::unique_ptr<CudaRank> rank(
-      new CudaRank(std::move(device), model.config, shape, options.partial_sums));
-  rank->use_matmul_ = options.use_matmul && rank->device_->has_matmul();
+  CudaRankOptions possible = options;
+  possible.use_matmul = options.use_matmul && device->has_matmul();
+  std::unique_ptr<CudaRank> rank(new CudaRank(std::move(device), model.config, shape, possible));
   RETURN_IF_ERROR(rank->SetUp(std::move(model)));
   return rank;
 }
@@ -66,7 +73,38 @@ absl::Status CudaRank::SetUp(IntegerModel model) {
   ASSIGN_OR_RETURN(int8_t* const memory, device_->Allocate(bytes));
   LayOutScratch(memory + model_bytes);
   RETURN_IF_ERROR(UploadModel(model, *device_, memory, &cuda_model_));
+  if (options_.use_matmul) RETURN_IF_ERROR(PrepareMatmuls());
   return device_->Synchronize();
+}
+
+// Every product that LargeLinear can ask for: the layers' four, of one shape in all layers, and the
+// head's, with each padded number of rows.
+absl::Status CudaRank::PrepareMatmuls() {
+  std::vector<CudaMatmul> matmuls;
+  const auto add = [&](const LlamaLinear& linear, const ActivationPlanes& x, int64_t most_rows) {
+    const int64_t most = PaddedTokens(most_rows);
+    for (int64_t rows = PaddedTokens(kSkinnyTokens / 2 + 1); rows <= most;
+         rows = PaddedTokens(rows + 1)) {
+      matmuls.push_back(MatmulOf(linear, x, rows));
+    }
+  };
+  // A slice of one plane has at least the tokens of one of two.
+  const auto add_sliced = [&](const LlamaLinear& linear, const ActivationPlanes& x) {
+    add(linear, x, SliceTokens(linear, /*wide=*/false, shape_.max_tokens));
+  };
+  // What crosses ranks is not cut into slices.
+  const auto add_crossing = [&](const LlamaLinear& linear, const ActivationPlanes& x) {
+    if (!options_.partial_sums) return add_sliced(linear, x);
+    add(linear, x, shape_.max_tokens);
+  };
+  const LlamaModel& m = cuda_model_.llama;
+  add_sliced(m.layers[0].qkv, scratch_.normed);
+  add_crossing(m.layers[0].o_proj, scratch_.attended);
+  add_sliced(m.layers[0].gate_up, scratch_.normed);
+  add_crossing(m.layers[0].down_proj, scratch_.activated);
+  add(m.head, scratch_.head_in, shape_.max_rows);
+  // One plane takes the lower half of the accumulators at most.
+  return device_->PrepareMatmuls(matmuls, scratch_.acc + scratch_.acc_elements / 2);
 }
 
 absl::StatusOr<int64_t> CudaRank::FreeBlocks() {
@@ -85,7 +123,8 @@ absl::Status CudaRank::AllocateCache(int64_t blocks) {
 
 int64_t CudaRank::LayOutScratch(int8_t* memory) {
   const ModelConfig& c = config_;
-  const int64_t tokens = shape_.max_tokens, rows = shape_.max_rows;
+  // Products are done with some rows more (PaddedTokens); what they read there is of no account.
+  const int64_t tokens = PaddedTokens(shape_.max_tokens), rows = PaddedTokens(shape_.max_rows);
   const int64_t q_width = int64_t{c.num_attention_heads} * c.head_dim;
   const int64_t kv_width = int64_t{c.num_key_value_heads} * c.head_dim;
   const int64_t widest =
@@ -110,7 +149,7 @@ int64_t CudaRank::LayOutScratch(int8_t* memory) {
   s.maxima = carver.Take<int32_t>(shape_.part_rows);
   s.denominators = carver.Take<int32_t>(shape_.part_rows);
   s.sums = carver.Take<int32_t>(shape_.part_rows * c.head_dim);
-  s.workspace_bytes = use_matmul_ ? kMatmulWorkspaceBytes : 0;
+  s.workspace_bytes = options_.use_matmul ? kMatmulWorkspaceBytes : 0;
   s.workspace = carver.Take<int8_t>(s.workspace_bytes);
   return carver.used();
 }
@@ -126,10 +165,8 @@ absl::Status CudaRank::Run(const CudaPlan& plan, int32_t part) {
   if (part % 2 == 1) return Mlp(plan, index);
   if (index == 0) {
     RETURN_IF_ERROR(Embed(plan));
-  } else {
-    // The last layer's norm is that of the rows which are wanted: Head.
-    RETURN_IF_ERROR(Residual(plan, m.layers[index - 1].down_requantize,
-                             index == m.num_layers ? nullptr : &m.layers[index].attn_norm));
+  } else if (options_.partial_sums) {
+    RETURN_IF_ERROR(AfterMlp(index - 1, 0, plan.tokens));
   }
   if (index < m.num_layers) return Attention(plan, index);
   return plan.num_rows > 0 ? Head(plan) : absl::OkStatus();
@@ -167,64 +204,90 @@ absl::Status CudaRank::Embed(const CudaPlan& plan) {
       "embed");
 }
 
-absl::Status CudaRank::Residual(const CudaPlan& plan, const WideParams& requantize,
-                                const LlamaNorm* norm) {
+absl::Status CudaRank::Residual(const WideParams& requantize, const LlamaNorm* norm, int32_t first,
+                                int32_t tokens) {
+  const int32_t hidden = cuda_model_.llama.hidden_size;
   return device_->Launched(
       device_->kernels().residual(
-          {sums_, plan.tokens, cuda_model_.llama.hidden_size, requantize, scratch_.h,
-           norm == nullptr ? CudaNorm{} : NormInto(*norm, scratch_.normed)},
+          {sums_, tokens, hidden, requantize, scratch_.h + int64_t{first} * hidden,
+           norm == nullptr ? CudaNorm{} : NormInto(*norm, RowsFrom(scratch_.normed, first))},
           device_->stream()),
       "residual");
+}
+
+absl::Status CudaRank::AfterAttention(int32_t index, int32_t first, int32_t tokens) {
+  const LlamaLayer& layer = cuda_model_.llama.layers[index];
+  return Residual(layer.o_requantize, &layer.mlp_norm, first, tokens);
+}
+
+// The last layer's norm is that of the rows which are wanted: Head.
+absl::Status CudaRank::AfterMlp(int32_t index, int32_t first, int32_t tokens) {
+  const LlamaModel& m = cuda_model_.llama;
+  const bool last = index + 1 == m.num_layers;
+  return Residual(m.layers[index].down_requantize, last ? nullptr : &m.layers[index + 1].attn_norm,
+                  first, tokens);
 }
 
 absl::Status CudaRank::Attention(const CudaPlan& plan, int32_t index) {
   const LlamaModel& m = cuda_model_.llama;
   const LlamaLayer& layer = m.layers[index];
   const KvLayer cache = {kv_base_ + index * layer_bytes_, static_cast<size_t>(block_bytes_)};
-  RETURN_IF_ERROR(
-      Linear(layer.qkv, scratch_.normed, layer.attn_norm.wide, plan.tokens, SumOver::kThisRank));
-  RETURN_IF_ERROR(
-      device_->Launched(device_->kernels().rotate({.acc = sums_,
-                                                   .tokens = plan.tokens,
-                                                   .num_heads = m.num_attention_heads,
-                                                   .kv_heads = m.num_key_value_heads,
-                                                   .head_dim = m.head_dim,
-                                                   .q_before = layer.q_before,
-                                                   .q_after = layer.q_after,
-                                                   .k_before = layer.k_before,
-                                                   .k_after = layer.k_after,
-                                                   .v = layer.v,
-                                                   .cos = m.rope_cos,
-                                                   .sin = m.rope_sin,
-                                                   .rope_begin = m.prefix_tokens,
-                                                   .hadamard = m.qk_hadamard,
-                                                   .positions = InPlan<int32_t>(plan.positions),
-                                                   .blocks = InPlan<int32_t>(plan.blocks),
-                                                   .q = scratch_.q,
-                                                   .q_stride = scratch_.q_stride,
-                                                   .cache = cache},
-                                                  device_->stream()),
-                        "rotate"));
+  const auto rotate = [&](int32_t first, int32_t tokens) {
+    return device_->Launched(
+        device_->kernels().rotate({.acc = sums_,
+                                   .tokens = tokens,
+                                   .num_heads = m.num_attention_heads,
+                                   .kv_heads = m.num_key_value_heads,
+                                   .head_dim = m.head_dim,
+                                   .q_before = layer.q_before,
+                                   .q_after = layer.q_after,
+                                   .k_before = layer.k_before,
+                                   .k_after = layer.k_after,
+                                   .v = layer.v,
+                                   .cos = m.rope_cos,
+                                   .sin = m.rope_sin,
+                                   .rope_begin = m.prefix_tokens,
+                                   .hadamard = m.qk_hadamard,
+                                   .positions = InPlan<int32_t>(plan.positions) + first,
+                                   .blocks = InPlan<int32_t>(plan.blocks) + first,
+                                   .q = scratch_.q + static_cast<size_t>(first) * scratch_.q_stride,
+                                   .q_stride = scratch_.q_stride,
+                                   .cache = cache},
+                                  device_->stream()),
+        "rotate");
+  };
+  RETURN_IF_ERROR(InSlices(layer.qkv, scratch_.normed, layer.attn_norm.wide, plan.tokens, rotate));
   RETURN_IF_ERROR(Attend(plan, layer, cache));
-  return Linear(layer.o_proj, scratch_.attended, layer.attn_out_wide, plan.tokens,
-                SumOver::kAllRanks);
+  if (options_.partial_sums) {
+    return Linear(layer.o_proj, scratch_.attended, layer.attn_out_wide, plan.tokens,
+                  SumOver::kAllRanks);
+  }
+  return InSlices(
+      layer.o_proj, scratch_.attended, layer.attn_out_wide, plan.tokens,
+      [&](int32_t first, int32_t tokens) { return AfterAttention(index, first, tokens); });
 }
 
 absl::Status CudaRank::Mlp(const CudaPlan& plan, int32_t index) {
   const LlamaModel& m = cuda_model_.llama;
   const LlamaLayer& layer = m.layers[index];
-  RETURN_IF_ERROR(Residual(plan, layer.o_requantize, &layer.mlp_norm));
+  if (options_.partial_sums) RETURN_IF_ERROR(AfterAttention(index, 0, plan.tokens));
+  const auto swiglu = [&](int32_t first, int32_t tokens) {
+    return device_->Launched(
+        device_->kernels().swiglu(
+            {sums_, tokens, m.intermediate_size, layer.gate, layer.up, layer.sigmoid_multiplier,
+             layer.sigmoid_shift, layer.product_shift, m.down_hadamard_block, layer.down_in,
+             RowsFrom(Site(scratch_.activated, layer.down_in_wide), first)},
+            device_->stream()),
+        "swiglu");
+  };
   RETURN_IF_ERROR(
-      Linear(layer.gate_up, scratch_.normed, layer.mlp_norm.wide, plan.tokens, SumOver::kThisRank));
-  RETURN_IF_ERROR(device_->Launched(
-      device_->kernels().swiglu(
-          {sums_, plan.tokens, m.intermediate_size, layer.gate, layer.up, layer.sigmoid_multiplier,
-           layer.sigmoid_shift, layer.product_shift, m.down_hadamard_block, layer.down_in,
-           Site(scratch_.activated, layer.down_in_wide)},
-          device_->stream()),
-      "swiglu"));
-  return Linear(layer.down_proj, scratch_.activated, layer.down_in_wide, plan.tokens,
-                SumOver::kAllRanks);
+      InSlices(layer.gate_up, scratch_.normed, layer.mlp_norm.wide, plan.tokens, swiglu));
+  if (options_.partial_sums) {
+    return Linear(layer.down_proj, scratch_.activated, layer.down_in_wide, plan.tokens,
+                  SumOver::kAllRanks);
+  }
+  return InSlices(layer.down_proj, scratch_.activated, layer.down_in_wide, plan.tokens,
+                  [&](int32_t first, int32_t tokens) { return AfterMlp(index, first, tokens); });
 }
 
 absl::Status CudaRank::Attend(const CudaPlan& plan, const LlamaLayer& layer, const KvLayer& cache) {
@@ -278,7 +341,7 @@ absl::Status CudaRank::Head(const CudaPlan& plan) {
       kernels.logits({sums_, plan.num_rows, m.vocab_size, m.head_requantize, scratch_.logits},
                      device_->stream()),
       "logits"));
-  if (partial_sums_) return absl::OkStatus();
+  if (options_.partial_sums) return absl::OkStatus();
   // Also where all logits are wanted: a graph serves steps of either kind.
   return device_->Launched(kernels.sample({scratch_.logits, plan.num_rows, m.vocab_size,
                                            InPlan<CudaSampleRow>(plan.choices), scratch_.tokens},
@@ -286,16 +349,41 @@ absl::Status CudaRank::Head(const CudaPlan& plan) {
                            "sample");
 }
 
+template <typename Consume>
+absl::Status CudaRank::InSlices(const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
+                                int32_t tokens, Consume consume) {
+  const int32_t slice = SliceTokens(linear, wide, tokens);
+  for (int32_t first = 0; first < tokens; first += slice) {
+    const int32_t count = std::min(slice, tokens - first);
+    RETURN_IF_ERROR(Linear(linear, RowsFrom(x, first), wide, count, SumOver::kThisRank));
+    RETURN_IF_ERROR(consume(first, count));
+  }
+  return absl::OkStatus();
+}
+
+// Slices of a padded count: the steps of PaddedTokens are powers of two, so that the last slice's
+// padding ends no later than the whole step's would.
+int32_t CudaRank::SliceTokens(const LlamaLinear& linear, bool wide, int32_t tokens) const {
+  const int64_t row_bytes =
+      int64_t{wide ? 2 : 1} * linear.outputs * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t fitting = device_->l2_bytes() / 4 * 3 / row_bytes;
+  if (PaddedTokens(tokens) <= fitting) return tokens;
+  int64_t slice = PaddedTokens(options_.least_slice_tokens);
+  while (PaddedTokens(slice + 1) <= fitting) slice = PaddedTokens(slice + 1);
+  return static_cast<int32_t>(std::min<int64_t>(slice, tokens));
+}
+
 absl::Status CudaRank::Linear(const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
                               int32_t tokens, SumOver sum_over) {
   const ActivationPlanes site = Site(x, wide);
   const int32_t planes = wide ? 2 : 1;
   tokens_ = tokens;
-  if (use_matmul_ && tokens * planes > kSkinnyTokens) return LargeLinear(linear, site, tokens);
+  if (options_.use_matmul && tokens * planes > kSkinnyTokens)
+    return LargeLinear(linear, site, tokens);
   const auto stride = static_cast<size_t>(linear.outputs);
   // What crosses ranks is not split again: their parts of the depth are splits already, and each
   // further one would cross too.
-  const bool crosses = partial_sums_ && sum_over == SumOver::kAllRanks;
+  const bool crosses = options_.partial_sums && sum_over == SumOver::kAllRanks;
   const int32_t splits = crosses ? 1 : Splits(linear, tokens, planes);
   const size_t split_stride = static_cast<size_t>(tokens) * stride;
   const size_t plane_stride = split_stride * static_cast<size_t>(splits);
@@ -320,21 +408,30 @@ absl::Status CudaRank::Linear(const LlamaLinear& linear, const ActivationPlanes&
       "gemm");
 }
 
+CudaMatmul CudaRank::MatmulOf(const LlamaLinear& linear, const ActivationPlanes& x,
+                              int64_t rows) const {
+  return {.weights = static_cast<const int8_t*>(linear.packed),
+          .x = x.hi,
+          .acc = scratch_.acc,
+          .outputs = linear.outputs,
+          .tokens = rows,
+          .depth = linear.depth,
+          .weight_stride = linear.depth,
+          .x_stride = static_cast<int64_t>(x.stride),
+          .acc_stride = linear.outputs,
+          .workspace = scratch_.workspace,
+          .workspace_bytes = scratch_.workspace_bytes};
+}
+
+// The second plane begins in the padding of the first, which nobody reads: so no padding crosses
+// ranks (partial_sums).
 absl::Status CudaRank::LargeLinear(const LlamaLinear& linear, const ActivationPlanes& x,
                                    int32_t tokens) {
+  const int64_t rows = PaddedTokens(tokens);
   const auto stride = static_cast<size_t>(linear.outputs);
   const size_t plane_stride = static_cast<size_t>(tokens) * stride;
-  CudaMatmul matmul = {.weights = static_cast<const int8_t*>(linear.packed),
-                       .x = x.hi,
-                       .acc = scratch_.acc,
-                       .outputs = linear.outputs,
-                       .tokens = tokens,
-                       .depth = linear.depth,
-                       .weight_stride = linear.depth,
-                       .x_stride = static_cast<int64_t>(x.stride),
-                       .acc_stride = linear.outputs,
-                       .workspace = scratch_.workspace,
-                       .workspace_bytes = scratch_.workspace_bytes};
+  CHECK_LE((rows + (x.lo == nullptr ? 0 : tokens)) * linear.outputs, scratch_.acc_elements);
+  CudaMatmul matmul = MatmulOf(linear, x, rows);
   RETURN_IF_ERROR(device_->Matmul(matmul));
   if (x.lo != nullptr) {
     matmul.x = x.lo;

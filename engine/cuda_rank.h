@@ -21,6 +21,7 @@ namespace fixpoint {
 struct CudaRankOptions {
   bool use_matmul = true;     // cuBLASLt for more than kSkinnyTokens rows, where the device has it
   bool partial_sums = false;  // one of several: o_proj and down_proj give parts of sums
+  int32_t least_slice_tokens = 256;  // CudaExecutorOptions
 };
 
 // Used by one thread at a time. Errors of the device are passed on: it is lost then.
@@ -45,8 +46,8 @@ class CudaRank {
   int32_t parts() const { return 2 * cuda_model_.llama.num_layers + 1; }
   absl::Status Upload(const CudaPlan& plan, const int8_t* host_plan);
   absl::Status Run(const CudaPlan& plan, int32_t part);
-  // What every part but the last leaves behind, to be replaced by the sum over all ranks: both
-  // planes of an int16 site, as it is rounded only behind the sum.
+  // What every part but the last leaves behind with the option partial_sums, to be replaced by the
+  // sum over all ranks: both planes of an int16 site, as it is rounded only behind the sum.
   absl::Span<int32_t> partial_sums();
 
   // Waits for the step. Rows [first, first + rows) of config.vocab_size logits, each `stride`
@@ -60,7 +61,7 @@ class CudaRank {
  private:
   enum class SumOver { kThisRank, kAllRanks };
 
-  // Working memory of one step on the device. T = max_tokens, R = max_rows.
+  // Working memory of one step on the device. T = PaddedTokens(max_tokens), R of max_rows.
   struct Scratch {
     int8_t* plan = nullptr;  // MaxPlanBytes
     int32_t* h = nullptr;    // [T][hidden_size]
@@ -77,15 +78,19 @@ class CudaRank {
   };
 
   CudaRank(std::unique_ptr<CudaDevice> device, const ModelConfig& config,
-           const CudaPlanShape& shape, bool partial_sums)
-      : device_(std::move(device)), config_(config), shape_(shape), partial_sums_(partial_sums) {}
+           const CudaPlanShape& shape, const CudaRankOptions& options)
+      : device_(std::move(device)), config_(config), shape_(shape), options_(options) {}
   absl::Status SetUp(IntegerModel model);
+  absl::Status PrepareMatmuls();
   // Lays the scratch out from `memory` and returns its bytes; with null it only counts.
   int64_t LayOutScratch(int8_t* memory);
 
   absl::Status Embed(const CudaPlan& plan);
-  // Adds the sums of the last product to h; then `norm`, unless it is null.
-  absl::Status Residual(const CudaPlan& plan, const WideParams& requantize, const LlamaNorm* norm);
+  // Adds the sums of the last product to `tokens` rows of h; then `norm`, unless it is null.
+  absl::Status Residual(const WideParams& requantize, const LlamaNorm* norm, int32_t first,
+                        int32_t tokens);
+  absl::Status AfterAttention(int32_t index, int32_t first, int32_t tokens);
+  absl::Status AfterMlp(int32_t index, int32_t first, int32_t tokens);
   absl::Status Attention(const CudaPlan& plan, int32_t index);
   absl::Status Attend(const CudaPlan& plan, const LlamaLayer& layer, const KvLayer& cache);
   absl::Status Mlp(const CudaPlan& plan, int32_t index);
@@ -93,6 +98,13 @@ class CudaRank {
   // sums_ = x . W, by our kernel or cuBLASLt.
   absl::Status Linear(const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
                       int32_t tokens, SumOver sum_over);
+  // Linear and `consume(first token, tokens)`, for one slice of the tokens after the other.
+  template <typename Consume>
+  absl::Status InSlices(const LlamaLinear& linear, const ActivationPlanes& x, bool wide,
+                        int32_t tokens, Consume consume);
+  int32_t SliceTokens(const LlamaLinear& linear, bool wide, int32_t tokens) const;
+  // One plane of cuBLASLt's product with `rows` rows, the first of x.
+  CudaMatmul MatmulOf(const LlamaLinear& linear, const ActivationPlanes& x, int64_t rows) const;
   absl::Status LargeLinear(const LlamaLinear& linear, const ActivationPlanes& x, int32_t tokens);
   int32_t Splits(const LlamaLinear& linear, int32_t tokens, int32_t planes) const;
   CudaNorm NormInto(const LlamaNorm& norm, const ActivationPlanes& out) const;
@@ -104,8 +116,7 @@ class CudaRank {
   const std::unique_ptr<CudaDevice> device_;  // owns all memory
   const ModelConfig config_;
   const CudaPlanShape shape_;
-  const bool partial_sums_;
-  bool use_matmul_ = true;
+  const CudaRankOptions options_;  // use_matmul: the device has it
   CudaModel cuda_model_;
   int8_t* kv_base_ = nullptr;
   int64_t block_bytes_ = 0;  // of one KV block

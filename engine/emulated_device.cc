@@ -9,6 +9,7 @@
 namespace fixpoint {
 namespace {
 constexpr int64_t kAlignBytes = 256;
+constexpr int kJunk = 0x5a;
 
 // As with CUDA, kernels go to the device that the thread has used last; a sum over all devices may
 // leave any.
@@ -170,13 +171,38 @@ absl::Status EmulatedDevice::LaunchGraph(int32_t graph) {
   return absl::OkStatus();
 }
 
-absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
-  RETURN_IF_ERROR(Use());
+absl::Status EmulatedDevice::CheckMatmul(const CudaMatmul& m) const {
   RETURN_IF_ERROR(ValidateMatmul(m));
   RETURN_IF_ERROR(CheckInside(m.weights, (m.outputs - 1) * m.weight_stride + m.depth));
   RETURN_IF_ERROR(CheckInside(m.x, (m.tokens - 1) * m.x_stride + m.depth));
   RETURN_IF_ERROR(CheckInside(m.acc, 4 * ((m.tokens - 1) * m.acc_stride + m.outputs)));
-  RETURN_IF_ERROR(CheckInside(m.workspace, m.workspace_bytes));
+  return CheckInside(m.workspace, m.workspace_bytes);
+}
+
+absl::Status EmulatedDevice::PrepareMatmuls(absl::Span<const CudaMatmul> matmuls,
+                                            int32_t* expected) {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  for (const CudaMatmul& m : matmuls) {
+    RETURN_IF_ERROR(CheckMatmul(m));
+    RETURN_IF_ERROR(CheckOwnKernelCanDo(m));
+    const int64_t acc_bytes = 4 * ((m.tokens - 1) * m.acc_stride + m.outputs);
+    RETURN_IF_ERROR(CheckInside(expected, acc_bytes));
+    RETURN_IF_ERROR(CheckInside(m.x, m.tokens * m.x_stride));
+    std::memset(m.acc, kJunk, static_cast<size_t>(acc_bytes));
+    std::memset(expected, kJunk, static_cast<size_t>(acc_bytes));
+    std::memset(const_cast<int8_t*>(m.x), 0, static_cast<size_t>(m.tokens * m.x_stride));
+    prepared_.insert(ShapeOf(m));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
+  RETURN_IF_ERROR(Use());
+  RETURN_IF_ERROR(CheckMatmul(m));
+  if (!prepared_.contains(ShapeOf(m))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("emulated device: ", Describe(ShapeOf(m)), " was not prepared"));
+  }
   ++state_.matmuls;
   if (stream_->capturing) {
     stream_->captured.push_back([m] { Multiply(m); });

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -15,6 +16,7 @@ namespace fixpoint {
 
 struct EmulatedDeviceState {
   int32_t multiprocessors = 4;
+  int64_t l2_bytes = int64_t{64} << 10;
   bool has_matmul = true;
   int64_t memory_bytes = int64_t{256} << 20;
   int fail_launch_after = -1;  // counts down; at 0 every call fails from then on
@@ -43,6 +45,7 @@ class EmulatedDevice final : public CudaDevice {
   const CudaKernels& kernels() const override;
   CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_.get()); }
   int32_t multiprocessors() const override { return state_.multiprocessors; }
+  int64_t l2_bytes() const override { return state_.l2_bytes; }
   absl::StatusOr<int64_t> FreeBytes() override;
   absl::StatusOr<int8_t*> Allocate(int64_t bytes) override;
   absl::StatusOr<int8_t*> AllocateHost(int64_t bytes) override;
@@ -57,15 +60,19 @@ class EmulatedDevice final : public CudaDevice {
   absl::StatusOr<int32_t> EndCapture() override;
   absl::Status LaunchGraph(int32_t graph) override;
   bool has_matmul() const override { return state_.has_matmul; }
+  // Only remembers the shapes, and writes where a device would.
+  absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) override;
   absl::Status Matmul(const CudaMatmul& matmul) override;
 
  private:
   absl::Status UseOutsideOfCapture();
   // INTERNAL unless the bytes lie in memory of this device.
   absl::Status CheckInside(const void* at, int64_t bytes) const;
+  absl::Status CheckMatmul(const CudaMatmul& matmul) const;
 
   EmulatedDeviceState& state_;
   bool lost_ = false;
+  std::set<MatmulShape> prepared_;
   const std::unique_ptr<EmulatedStream> stream_ = std::make_unique<EmulatedStream>();
   std::vector<EmulatedStream::Graph> graphs_;
   struct Piece {

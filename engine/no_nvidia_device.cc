@@ -7,12 +7,14 @@ namespace fixpoint {
 
 bool BuiltWithCuda() { return false; }
 
-absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index) {
+absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index,
+                                                               const NvidiaDeviceOptions&) {
   return absl::FailedPreconditionError(absl::StrCat("cuda:", index, ": built without CUDA"));
 }
 
-absl::StatusOr<CudaDeviceGroup> CreateNvidiaGroup(int first, int) {
-  return CreateNvidiaDevice(first).status();
+absl::StatusOr<CudaDeviceGroup> CreateNvidiaGroup(int first, int,
+                                                  const NvidiaDeviceOptions& options) {
+  return CreateNvidiaDevice(first, options).status();
 }
 
 }  // namespace fixpoint

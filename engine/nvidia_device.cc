@@ -5,15 +5,15 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "engine/int8_matmul.h"
+#include "engine/int8_matmuls.h"
 
 namespace fixpoint {
 namespace {
@@ -22,7 +22,12 @@ constexpr int kMinCapabilityMajor = 8;  // mma.sync of int8 with 32 of depth
 
 class NvidiaDevice final : public CudaDevice {
  public:
-  explicit NvidiaDevice(int index) : index_(index) {}
+  NvidiaDevice(int index, NvidiaDeviceOptions options)
+      : index_(index), options_(std::move(options)) {
+    if (options_.log == nullptr) {
+      options_.log = [](const std::string& line) { std::cerr << line << std::endl; };
+    }
+  }
   NvidiaDevice(const NvidiaDevice&) = delete;
   NvidiaDevice& operator=(const NvidiaDevice&) = delete;
   // Errors while everything ends are nobody's any more.
@@ -30,7 +35,7 @@ class NvidiaDevice final : public CudaDevice {
     cudaSetDevice(index_);
     if (stream_ != nullptr) cudaStreamSynchronize(stream_);
     for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
-    matmuls_.clear();
+    matmuls_.reset();
     if (handle_ != nullptr) cublaslt_->cublasLtDestroy(handle_);
     for (void* memory : device_memory_) cudaFree(memory);
     for (void* memory : host_memory_) cudaFreeHost(memory);
@@ -60,6 +65,8 @@ class NvidiaDevice final : public CudaDevice {
     RETURN_IF_ERROR(
         Check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, index_),
               "cudaDeviceGetAttribute"));
+    RETURN_IF_ERROR(Check(cudaDeviceGetAttribute(&l2_bytes_, cudaDevAttrL2CacheSize, index_),
+                          "cudaDeviceGetAttribute"));
     RETURN_IF_ERROR(Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking),
                           "cudaStreamCreateWithFlags"));
     return OpenCublasLt();
@@ -69,6 +76,7 @@ class NvidiaDevice final : public CudaDevice {
   const CudaKernels& kernels() const override { return DeviceKernels(); }
   CudaStream* stream() const override { return reinterpret_cast<CudaStream*>(stream_); }
   int32_t multiprocessors() const override { return multiprocessors_; }
+  int64_t l2_bytes() const override { return l2_bytes_; }
   bool has_matmul() const override { return handle_ != nullptr; }
 
   absl::StatusOr<int64_t> FreeBytes() override {
@@ -162,14 +170,15 @@ class NvidiaDevice final : public CudaDevice {
     return Check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch");
   }
 
-  absl::Status Matmul(const CudaMatmul& m) override {
-    RETURN_IF_ERROR(ValidateMatmul(m));
+  absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) override {
     RETURN_IF_ERROR(Use());
-    std::unique_ptr<Int8Matmul>& matmul = matmuls_[Int8Matmul::KeyOf(m)];
-    if (matmul == nullptr) {
-      ASSIGN_OR_RETURN(matmul, Int8Matmul::Create(*cublaslt_, handle_, m));
-    }
-    return matmul->Run(handle_, stream_, m);
+    ASSIGN_OR_RETURN(const std::string identity, Identity());
+    return matmuls_->Prepare(matmuls, expected, identity, options_.algorithm_cache);
+  }
+
+  absl::Status Matmul(const CudaMatmul& m) override {
+    RETURN_IF_ERROR(Use());
+    return matmuls_->Run(m);
   }
 
  private:
@@ -177,7 +186,22 @@ class NvidiaDevice final : public CudaDevice {
     const absl::StatusOr<const CublasLtApi*> api = LoadCublasLt();
     if (!api.ok()) return absl::OkStatus();  // our own kernel does what it would do
     cublaslt_ = *api;
-    return cublaslt_->Check(cublaslt_->cublasLtCreate(&handle_), "cublasLtCreate");
+    RETURN_IF_ERROR(cublaslt_->Check(cublaslt_->cublasLtCreate(&handle_), "cublasLtCreate"));
+    const MatmulLog log = [this](const std::string& line) {
+      options_.log(absl::StrCat("cuda:", index_, ": ", line));
+    };
+    matmuls_ = std::make_unique<Int8Matmuls>(*this, *cublaslt_, handle_, log);
+    return absl::OkStatus();
+  }
+
+  // Of the device, as far as a choice of algorithms depends on it.
+  absl::StatusOr<std::string> Identity() const {
+    cudaDeviceProp properties;
+    RETURN_IF_ERROR(Check(cudaGetDeviceProperties(&properties, index_), "cudaGetDeviceProperties"));
+    int driver = 0;
+    RETURN_IF_ERROR(Check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion"));
+    return absl::StrCat(properties.name, ", ", multiprocessors_, " multiprocessors, driver ",
+                        driver);
   }
 
   absl::Status Check(cudaError_t error, absl::string_view what) const {
@@ -191,12 +215,12 @@ class NvidiaDevice final : public CudaDevice {
   }
 
   const int index_;
-  int multiprocessors_ = 0;
+  NvidiaDeviceOptions options_;
+  int multiprocessors_ = 0, l2_bytes_ = 0;
   cudaStream_t stream_ = nullptr;
   const CublasLtApi* cublaslt_ = nullptr;
   cublasLtHandle_t handle_ = nullptr;
-  // One for each number of tokens that has come up: at most max_step_tokens a layer's shape.
-  absl::flat_hash_map<Int8Matmul::Key, std::unique_ptr<Int8Matmul>> matmuls_;
+  std::unique_ptr<Int8Matmuls> matmuls_;  // null without cuBLASLt
   std::vector<cudaGraphExec_t> graphs_;
   std::vector<void*> device_memory_, host_memory_;
 };
@@ -205,8 +229,9 @@ class NvidiaDevice final : public CudaDevice {
 
 bool BuiltWithCuda() { return true; }
 
-absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index) {
-  auto device = std::make_unique<NvidiaDevice>(index);
+absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index,
+                                                               const NvidiaDeviceOptions& options) {
+  auto device = std::make_unique<NvidiaDevice>(index, options);
   RETURN_IF_ERROR(device->Open());
   return device;
 }

@@ -3,14 +3,21 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "engine/cuda_device.h"
+#include "engine/matmul_tuner.h"
 
 namespace fixpoint {
 
 // Whether this build has the kernels (FIXPOINT_CUDA, docs/GPU.md).
 bool BuiltWithCuda();
+
+struct NvidiaDeviceOptions {
+  std::string algorithm_cache;  // file of engine/algorithm_cache.h; "": every start times anew
+  MatmulLog log;                // empty: lines on stderr
+};
 
 // Device `index` (0, 1, ... as the driver counts), one stream on it, and cuBLASLt where its library
 // is found: without it large products run on our own kernel. From one thread at a time; the thread
@@ -18,6 +25,7 @@ bool BuiltWithCuda();
 //   FAILED_PRECONDITION  built without CUDA, no driver, no such device, one before compute
 //                        capability 8.0
 //   INTERNAL             any other CUDA error, with its name
-absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(int index);
+absl::StatusOr<std::unique_ptr<CudaDevice>> CreateNvidiaDevice(
+    int index, const NvidiaDeviceOptions& options = {});
 
 }  // namespace fixpoint

@@ -7,7 +7,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
-#include "engine/nvidia_device.h"
 #include "kernels/cuda/cuda_api.h"
 
 namespace fixpoint {
@@ -57,10 +56,11 @@ class NcclCollective final : public CudaCollective {
 
 }  // namespace
 
-absl::StatusOr<CudaDeviceGroup> CreateNvidiaGroup(int first, int count) {
+absl::StatusOr<CudaDeviceGroup> CreateNvidiaGroup(int first, int count,
+                                                  const NvidiaDeviceOptions& options) {
   CudaDeviceGroup group;
   for (int i = 0; i < count; ++i) {
-    ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CreateNvidiaDevice(first + i));
+    ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CreateNvidiaDevice(first + i, options));
     group.devices.push_back(std::move(device));
   }
   if (count > 1) {

@@ -1,83 +1,156 @@
 #!/usr/bin/env bash
-# Shows that the CUDA backend gives the CPU's bits on an NVIDIA GPU, then measures it:
-#   gpu_check.sh pack FOLDER   where we build, with CUDA's compiler (docs/GPU.md): builds gpu_check and cuda_bench and copies
-#                              them into FOLDER with the shared libraries they need, as files below 60 MB
-#   gpu_check.sh run FOLDER    where the GPU is, with its driver and, for large products, CUDA 13's libcublasLt: compares every
-#                              kernel and the golden digests, with compute-sanitizer too if it is there, then measures.
-#                              Needs nothing of ours but FOLDER and this script. Writes FOLDER/gpu_check.log and gpu_bench.json.
-# Fails if a bit differs, and where there is no usable GPU. Each part has a limit; all together stay below 8 minutes.
-# FIXPOINT_BUILD_DIR: build folder, default build/release. FIXPOINT_BUNDLE: for pack, a bundle whose golden digest is compared
-# too. FIXPOINT_BANDWIDTH_GB, FIXPOINT_INT8_TOPS: for run, the card's datasheet, to print shares of its roofline.
-# Libraries of CUDA outside the linker's search path: name their folders in LD_LIBRARY_PATH.
+# Shows that the CUDA backends give the right bits on an NVIDIA GPU, then measures them:
+#   gpu_check.sh pack FOLDER   where we build, with CUDA's compiler (docs/GPU.md): builds gpu_check, cuda_bench and, where the
+#                              calibrator is built, its cuBLASLt test, and copies them into FOLDER with the shared libraries they
+#                              need, as files below 60 MB
+#   gpu_check.sh build FOLDER  the same in a build folder of its own (build/gpu_check) without server and calibrator: needs
+#                              neither gRPC nor protobuf nor oneDNN
+#   gpu_check.sh run FOLDER [--emulated]
+#                              where the GPU is, with its driver and, for large products, CUDA 13's libcublasLt: compares every
+#                              kernel and the golden digests, with compute-sanitizer too if it is there, then measures, beside
+#                              torch if python3 has it. Needs nothing of ours but FOLDER. Writes FOLDER/gpu_check.log and
+#                              gpu_bench.json. --emulated: the same programs without a GPU, tiny, as a test of themselves
+# run fails if a bit differs, and where there is no usable GPU. Each of its parts has a limit; all together stay below 8 minutes.
+# FIXPOINT_BUILD_DIR: build folder of pack, default build/release. FIXPOINT_BUNDLE: for pack, a bundle whose golden digest is
+# compared too. FIXPOINT_BANDWIDTH_GB, FIXPOINT_INT8_TOPS: for run, the datasheet of a card that cuda_bench does not know.
+# FIXPOINT_CUDA_ARCHITECTURES: for build, as in docs/GPU.md. Libraries of CUDA outside the linker's search path: name their
+# folders in LD_LIBRARY_PATH.
 set -euo pipefail
 
-usage() { echo "usage: $0 pack|run FOLDER" >&2; exit 2; }
-[ $# -eq 2 ] || usage
+usage() { echo "usage: $0 pack|build FOLDER, or $0 run FOLDER [--emulated]" >&2; exit 2; }
 piece_mb=55
 
+# Splits $1 into files that can travel; run puts them together.
+split_large() {
+  if [ "$(stat --dereference --format=%s "$1")" -gt $((piece_mb * 1000000)) ]; then
+    split --bytes="${piece_mb}MB" "$1" "$1.piece."
+    rm "$1"
+  fi
+}
+
 pack() {
-  local folder=$1 root build
-  root=$(cd "$(dirname "$0")/.." && pwd)
-  mkdir -p "$folder/lib"
-  folder=$(cd "$folder" && pwd)
-  cd "$root"
-  build=${FIXPOINT_BUILD_DIR:-build/release}
-  [ -f "$build/build.ninja" ] || cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DFIXPOINT_CUDA=ON > /dev/null
+  local folder=$1 build=$2 programs=(gpu_check cuda_bench)
   if ! grep --quiet '^FIXPOINT_NVCC:FILEPATH=/' "$build/CMakeCache.txt"; then
     echo "$0: $build is not built with -DFIXPOINT_CUDA=ON (docs/GPU.md)" >&2
     exit 1
   fi
-  cmake --build "$build" --target gpu_check cuda_bench
-  cp "$build/tests/gpu_check" "$build/bin/cuda_bench" "$folder/"
-  cp "$0" "$folder/gpu_check.sh"
+  if ! grep --quiet '^FIXPOINT_BUILD_CALIBRATOR:BOOL=OFF' "$build/CMakeCache.txt"; then programs+=(gemm_cuda_test); fi
+  cmake --build "$build" --target "${programs[@]}"
+  rm -rf "$folder"/*.piece.* "${folder:?}/lib" "$folder/check.fixpoint"
+  mkdir -p "$folder/lib"
+  for program in "${programs[@]}"; do
+    if [ "$program" = cuda_bench ]; then cp "$build/bin/$program" "$folder/"; else cp "$build/tests/$program" "$folder/"; fi
+  done
+  cp scripts/gpu_check.sh bench/peers/torch_gemm.py "$folder/"
   # All but the C library and its relatives, which have to be the target's own.
-  ldd "$folder/gpu_check" "$folder/cuda_bench" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort --unique \
+  ldd "${programs[@]/#/$folder/}" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort --unique \
     | grep --invert-match --extended-regexp '/(libc|libm|libdl|libpthread|librt|ld-linux[^/]*)\.so' \
     | xargs --no-run-if-empty cp --dereference --target-directory "$folder/lib"
-  rm -f "$folder"/bundle.piece.*
-  if [ -n "${FIXPOINT_BUNDLE:-}" ]; then
-    split --bytes="${piece_mb}M" "$FIXPOINT_BUNDLE" "$folder/bundle.piece."
-  fi
-  find "$folder" -type f -size "+${piece_mb}M" -print | while read -r large; do
-    echo "$0: $large is larger than $piece_mb MB" >&2
-    exit 1
+  if [ -n "${FIXPOINT_BUNDLE:-}" ]; then cp "$FIXPOINT_BUNDLE" "$folder/check.fixpoint"; fi
+  local file
+  for file in "$folder"/* "$folder"/lib/*; do
+    if [ -f "$file" ]; then split_large "$file"; fi
   done
   du --summarize --human-readable "$folder"
 }
 
-run() {
-  local folder=$1 bundle=() limits=()
-  cd "$folder"
-  export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-  if compgen -G 'bundle.piece.*' > /dev/null; then
-    cat bundle.piece.* > check.fixpoint
-    bundle=(--bundle check.fixpoint)
-  fi
-  echo "equality" >&2
-  timeout 150 ./gpu_check "${bundle[@]}" 2>&1 | tee gpu_check.log
-  if command -v compute-sanitizer > /dev/null; then
-    for tool in memcheck racecheck initcheck synccheck; do
-      echo "compute-sanitizer $tool (60 seconds at most)" >&2
-      # A run that does not come to its end in time has still found nothing so far: status 124.
-      local status=0
-      timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 ./gpu_check > "sanitizer_$tool.log" 2>&1 || status=$?
-      tail -n 2 "sanitizer_$tool.log"
-      if [ "$status" -ne 0 ] && [ "$status" -ne 124 ]; then
-        echo "$0: compute-sanitizer $tool failed with $status" >&2
-        exit 1
-      fi
-    done
-  else
-    echo "no compute-sanitizer on this machine: not run" >&2
-  fi
-  if [ -n "${FIXPOINT_BANDWIDTH_GB:-}" ]; then limits+=(--bandwidth "$FIXPOINT_BANDWIDTH_GB"); fi
-  if [ -n "${FIXPOINT_INT8_TOPS:-}" ]; then limits+=(--int8 "$FIXPOINT_INT8_TOPS"); fi
-  echo "speed" >&2
-  timeout 80 ./cuda_bench "${limits[@]}" | tee gpu_bench.json
+# limit SECONDS COMMAND...: its output, its status; says so if the time was not enough.
+limit() {
+  local seconds=$1 status=0
+  shift
+  timeout "$seconds" "$@" || status=$?
+  if [ "$status" -eq 124 ]; then echo "$1: not done within $seconds seconds" >&2; fi
+  return "$status"
 }
 
-case "$1" in
-  pack) pack "$2" ;;
-  run) run "$2" ;;
+# A run that does not come to its end in time has still found nothing so far: status 124.
+sanitize() {
+  local tool status
+  if ! command -v compute-sanitizer > /dev/null; then
+    echo "no compute-sanitizer on this machine: not run" >&2
+    return
+  fi
+  for tool in memcheck racecheck initcheck synccheck; do
+    echo "compute-sanitizer $tool" >&2
+    status=0
+    timeout 35 compute-sanitizer --tool "$tool" --error-exitcode 9 ./gpu_check > "sanitizer_$tool.log" 2>&1 || status=$?
+    tail -n 2 "sanitizer_$tool.log"
+    if [ "$status" -eq 124 ]; then echo "compute-sanitizer $tool: no error, not at its end within 35 seconds" >&2; fi
+    if [ "$status" -ne 0 ] && [ "$status" -ne 124 ]; then
+      echo "$0: compute-sanitizer $tool failed with $status" >&2
+      exit 1
+    fi
+  done
+}
+
+beside_torch() {
+  local status=0
+  if ! command -v python3 > /dev/null; then
+    echo "no python3 on this machine: no figures of torch" >&2
+    return
+  fi
+  timeout 60 python3 torch_gemm.py run < gpu_bench.json > torch_gemm.json || status=$?
+  case "$status" in
+    0) python3 torch_gemm.py merge gpu_bench.json torch_gemm.json > merged.json && mv merged.json gpu_bench.json ;;
+    3) echo "no torch with CUDA on this machine: no figures of it" >&2 ;;
+    124) echo "torch: not done within 60 seconds, no figures of it" >&2 ;;
+    *) echo "$0: torch_gemm.py failed with $status" >&2; exit 1 ;;
+  esac
+}
+
+run() {
+  local check=(./gpu_check) bench=(./cuda_bench) check_seconds=90 whole
+  cd "$1"
+  if [ "${2:-}" = --emulated ]; then
+    check+=(--emulated)
+    bench+=(--emulated)
+    check_seconds=500
+  fi
+  export LD_LIBRARY_PATH=$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  for whole in $(compgen -G '*.piece.aa'; compgen -G 'lib/*.piece.aa'); do
+    whole=${whole%.piece.aa}
+    cat "$whole".piece.* > "$whole"
+    case "$whole" in gpu_check | cuda_bench | gemm_cuda_test) chmod +x "$whole" ;; esac
+  done
+  if [ -e check.fixpoint ]; then check+=(--bundle check.fixpoint); fi
+  if [ -n "${FIXPOINT_BANDWIDTH_GB:-}" ]; then bench+=(--bandwidth "$FIXPOINT_BANDWIDTH_GB"); fi
+  if [ -n "${FIXPOINT_INT8_TOPS:-}" ]; then bench+=(--int8 "$FIXPOINT_INT8_TOPS"); fi
+  rm -f gpu_bench.json
+  echo "equality" >&2
+  limit "$check_seconds" "${check[@]}" 2>&1 | tee gpu_check.log
+  if [ "${2:-}" != --emulated ]; then
+    if [ -e gemm_cuda_test ]; then
+      echo "the calibrator's products" >&2
+      FIXPOINT_REQUIRE_GPU=1 limit 20 ./gemm_cuda_test 2>&1 | tee --append gpu_check.log
+    fi
+    sanitize
+  fi
+  echo "speed" >&2
+  limit 150 "${bench[@]}" > gpu_bench.part
+  mv gpu_bench.part gpu_bench.json
+  beside_torch
+  cat gpu_bench.json
+}
+
+case "${1:-}" in
+  pack | build)
+    [ $# -eq 2 ] || usage
+    mkdir -p "$2"
+    folder=$(cd "$2" && pwd)
+    cd "$(dirname "$0")/.."
+    build=${FIXPOINT_BUILD_DIR:-build/release}
+    options=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DFIXPOINT_CUDA=ON)
+    if [ "$1" = build ]; then
+      build=build/gpu_check
+      options+=(-DFIXPOINT_BUILD_SERVER=OFF -DFIXPOINT_BUILD_CALIBRATOR=OFF)
+      if [ -n "${FIXPOINT_CUDA_ARCHITECTURES:-}" ]; then options+=("-DFIXPOINT_CUDA_ARCHITECTURES=$FIXPOINT_CUDA_ARCHITECTURES"); fi
+    fi
+    [ -f "$build/build.ninja" ] || cmake -S . -B "$build" "${options[@]}" > /dev/null
+    pack "$folder" "$build"
+    ;;
+  run)
+    if [ $# -lt 2 ] || [ $# -gt 3 ] || [ "${3:---emulated}" != --emulated ]; then usage; fi
+    run "$2" "${3:-}"
+    ;;
   *) usage ;;
 esac

@@ -48,6 +48,9 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
   app->add_option("--tensor-parallel", options->load.tensor_parallel,
                   "GPUs, from the one that --device names on, that share the model: 1, 2, 4 or 8")
       ->capture_default_str();
+  app->add_option(
+      "--cuda-algorithm-cache", options->load.cuda_algorithm_cache,
+      "File that keeps the timed choice of matrix products on a GPU for the next start");
   app->add_option("--kv-cache-bytes", options->load.kv_cache_bytes,
                   "Size of the key/value cache; 0: half of the free memory")
       ->check(CLI::NonNegativeNumber)

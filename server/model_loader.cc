@@ -107,9 +107,15 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateExecutor(IntegerModel model,
   CudaExecutorOptions cuda_options{.kv_cache_bytes = options.kv_cache_bytes};
   cuda_options.max_step_logits = std::max(cuda_options.max_step_logits, options.max_running);
   cuda_options.max_step_tokens = std::max(cuda_options.max_step_tokens, least_tokens);
+  const MatmulLog log = [](const std::string& line) {
+    LogLine(LogLevel::kWarning, "cuda_algorithms").Add("what", line).Write();
+  };
   // Before the devices are opened, which takes longer.
   RETURN_IF_ERROR(CheckTensorParallel(model.config, options.tensor_parallel));
-  ASSIGN_OR_RETURN(CudaDeviceGroup group, CreateNvidiaGroup(*cuda, options.tensor_parallel));
+  ASSIGN_OR_RETURN(
+      CudaDeviceGroup group,
+      CreateNvidiaGroup(*cuda, options.tensor_parallel,
+                        {.algorithm_cache = options.cuda_algorithm_cache, .log = log}));
   return CudaExecutor::Create(std::move(model), std::move(group), cuda_options);
 }
 

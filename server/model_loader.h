@@ -13,9 +13,10 @@
 namespace fixpoint {
 
 struct LoadOptions {
-  std::string device = "cpu";  // or "cuda:N" in a build with CUDA
-  int tensor_parallel = 1;     // GPUs from N on that share the model: 1, 2, 4 or 8
-  int threads = 0;             // 0: every CPU that the process may use
+  std::string device = "cpu";        // or "cuda:N" in a build with CUDA
+  int tensor_parallel = 1;           // GPUs from N on that share the model: 1, 2, 4 or 8
+  std::string cuda_algorithm_cache;  // file of engine/algorithm_cache.h; "": none
+  int threads = 0;                   // 0: every CPU that the process may use
   int64_t kv_cache_bytes = 0;  // 0: AutomaticKvCacheBytes; on a GPU nine tenths of what is free
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;

@@ -15,7 +15,8 @@ from serving import SERVER, tiny_bundle
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 KUSTOMIZE = DEPLOY / "kustomize"
-RENDERED = ["base", "bundle", "overlays/cpu"]
+OVERLAYS = ["cpu", "gpu"]
+RENDERED = ["base", "bundle", *(f"overlays/{name}" for name in OVERLAYS)]
 VERSIONS = ["1.27", "1.37"]  # the oldest that the manifests promise, and the newest schema that the package has
 FLUSH_SECONDS = 1            # server/daemon.cc, kFlushTime
 MARGIN_SECONDS = 10
@@ -28,10 +29,14 @@ def rendered():
     return {folder: list(yaml.safe_load_all(succeeds(kubectl, "kustomize", KUSTOMIZE / folder))) for folder in RENDERED}
 
 
-@pytest.fixture(scope="module")
-def cpu(rendered):
-    """{kind/name: document} of the cpu overlay."""
-    return {f"{d['kind']}/{d['metadata']['name']}": d for d in rendered["overlays/cpu"]}
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(rendered, request):
+    """{kind/name: document} of each overlay."""
+    return by_name(rendered[f"overlays/{request.param}"])
+
+
+def by_name(documents):
+    return {f"{d['kind']}/{d['metadata']['name']}": d for d in documents}
 
 
 def obj(required=(), **properties):
@@ -99,7 +104,7 @@ def objects(value, path=()):
 
 def test_a_typo_anywhere_is_found(rendered):
     planted, missed = 0, []
-    for document in itertools.chain(rendered["bundle"], rendered["overlays/cpu"]):
+    for document in itertools.chain(rendered["bundle"], *(rendered[f"overlays/{name}"] for name in OVERLAYS)):
         for path in objects(document):
             broken = copy.deepcopy(document)
             inner = broken
@@ -113,8 +118,8 @@ def test_a_typo_anywhere_is_found(rendered):
     assert not missed, missed
 
 
-def test_a_wrong_type_is_found(cpu):
-    broken = copy.deepcopy(cpu["Deployment/fixpoint"])
+def test_a_wrong_type_is_found(overlay):
+    broken = copy.deepcopy(overlay["Deployment/fixpoint"])
     broken["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = "150"
     assert problem(broken)
 
@@ -129,12 +134,12 @@ def test_rule_is_that_of_prometheus(tmp_path):
 
 # ---- Against the server.
 
-def server_pod(cpu):
-    return cpu["Deployment/fixpoint"]["spec"]["template"]
+def server_pod(overlay):
+    return overlay["Deployment/fixpoint"]["spec"]["template"]
 
 
-def server_container(cpu):
-    containers = server_pod(cpu)["spec"]["containers"]
+def server_container(overlay):
+    containers = server_pod(overlay)["spec"]["containers"]
     assert len(containers) == 1
     return containers[0]
 
@@ -145,13 +150,14 @@ def flag(arguments, name):
     return values[0]
 
 
-def test_a_server_starts_with_these_arguments_and_answers_these_probes(cpu, tiny_bundle, tmp_path):
-    container = server_container(cpu)
+def test_a_server_starts_with_these_arguments_and_answers_these_probes(overlay, tiny_bundle, tmp_path):
+    container = server_container(overlay)
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
     grpc_port, http_port = free_ports(2)
     arguments = [a.replace("/models/model.fixpoint", str(tiny_bundle)).replace(f"0.0.0.0:{ports['grpc']}", f"127.0.0.1:{grpc_port}")
                  .replace(f"0.0.0.0:{ports['http']}", f"127.0.0.1:{http_port}") for a in container["args"]]
     assert str(tiny_bundle) in arguments and not any("0.0.0.0" in a for a in arguments)
+    arguments = [a for a in arguments if a != "--device=cuda:0"]  # the next test's
     with process(tmp_path / "server.log", SERVER, *arguments):
         for name in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container[name]["httpGet"]
@@ -159,22 +165,39 @@ def test_a_server_starts_with_these_arguments_and_answers_these_probes(cpu, tiny
             wait_until(name, lambda: get(f"http://127.0.0.1:{http_port}{probe['path']}"), 30)
 
 
-def test_the_grace_covers_the_drain(cpu):
-    arguments = server_container(cpu)["args"]
+def test_the_gpu_overlay_asks_for_the_one_device_that_it_serves_on(rendered, tiny_bundle):
+    pods = {name: server_pod(by_name(rendered[f"overlays/{name}"]))["spec"] for name in OVERLAYS}
+    servers = {name: pod["containers"][0] for name, pod in pods.items()}
+    assert [a for a in servers["gpu"]["args"] if a.startswith("--device")] == ["--device=cuda:0"]
+    assert servers["gpu"]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in pods["gpu"]["tolerations"]
+    assert "nvidia.com/gpu.present" in pods["gpu"]["nodeSelector"]
+    # The images are two, of the same version; only the one with CUDA takes such a device.
+    image, version = servers["cpu"]["image"].split(":")
+    assert servers["gpu"]["image"] == f"{image}-cuda:{version}"
+    assert "FROM runtime AS server-cuda" in (ROOT / "docker" / "Dockerfile").read_text()
+    assert "gpu" not in str(pods["cpu"])
+    # A rolling update must not wait for a device that only the old replica could give back.
+    rolling = by_name(rendered["overlays/gpu"])["Deployment/fixpoint"]["spec"]["strategy"]["rollingUpdate"]
+    assert rolling == {"maxUnavailable": 1, "maxSurge": 0}
+
+
+def test_the_grace_covers_the_drain(overlay):
+    arguments = server_container(overlay)["args"]
     notice, timeout = float(flag(arguments, "drain-notice")), float(flag(arguments, "drain-timeout"))
-    assert server_pod(cpu)["spec"]["terminationGracePeriodSeconds"] >= notice + timeout + FLUSH_SECONDS + MARGIN_SECONDS
+    assert server_pod(overlay)["spec"]["terminationGracePeriodSeconds"] >= notice + timeout + FLUSH_SECONDS + MARGIN_SECONDS
     # The notice is there so that everybody who looks at /readyz has turned away.
-    readiness = server_container(cpu)["readinessProbe"]
+    readiness = server_container(overlay)["readinessProbe"]
     assert notice > readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
 
 
-def test_the_alert_on_drains_waits_for_the_grace(cpu):
-    found = [r for g in cpu["PrometheusRule/fixpoint"]["spec"]["groups"] for r in g["rules"] if r.get("alert") == "FixpointDrainTooLong"]
-    assert [60 * int(r["for"].removesuffix("m")) > server_pod(cpu)["spec"]["terminationGracePeriodSeconds"] for r in found] == [True]
+def test_the_alert_on_drains_waits_for_the_grace(overlay):
+    found = [r for g in overlay["PrometheusRule/fixpoint"]["spec"]["groups"] for r in g["rules"] if r.get("alert") == "FixpointDrainTooLong"]
+    assert [60 * int(r["for"].removesuffix("m")) > server_pod(overlay)["spec"]["terminationGracePeriodSeconds"] for r in found] == [True]
 
 
-def test_threads_are_the_cpus_requested(cpu):
-    container = server_container(cpu)
+def test_threads_are_the_cpus_requested(overlay):
+    container = server_container(overlay)
     assert flag(container["args"], "threads") == container["resources"]["requests"]["cpu"]
 
 
@@ -203,16 +226,16 @@ def test_every_container_asks_for_what_it_needs(rendered):
             assert set(resources["requests"]) == {"cpu", "memory"} and "memory" in resources["limits"], container["name"]
 
 
-def test_selectors_find_the_server_and_ports_are_its_own(cpu):
-    labels = server_pod(cpu)["metadata"]["labels"]
-    ports = {p["name"] for p in server_container(cpu)["ports"]}
+def test_selectors_find_the_server_and_ports_are_its_own(overlay):
+    labels = server_pod(overlay)["metadata"]["labels"]
+    ports = {p["name"] for p in server_container(overlay)["ports"]}
 
     def finds(selector):
         return selector.items() <= labels.items()
 
-    assert finds(cpu["Deployment/fixpoint"]["spec"]["selector"]["matchLabels"])
-    assert finds(cpu["PodDisruptionBudget/fixpoint"]["spec"]["selector"]["matchLabels"])
-    for name, document in cpu.items():
+    assert finds(overlay["Deployment/fixpoint"]["spec"]["selector"]["matchLabels"])
+    assert finds(overlay["PodDisruptionBudget/fixpoint"]["spec"]["selector"]["matchLabels"])
+    for name, document in overlay.items():
         if document["kind"] == "Service":
             assert finds(document["spec"]["selector"]), name
             assert {p["targetPort"] for p in document["spec"]["ports"]} <= ports, name
@@ -221,9 +244,9 @@ def test_selectors_find_the_server_and_ports_are_its_own(cpu):
             assert {p["port"] for rule in document["spec"]["ingress"] for p in rule["ports"]} <= ports, name
 
 
-def test_the_monitor_finds_one_service_under_the_rules_job_name(cpu):
-    monitor = cpu["ServiceMonitor/fixpoint"]["spec"]
-    found = [d for d in cpu.values() if d["kind"] == "Service"
+def test_the_monitor_finds_one_service_under_the_rules_job_name(overlay):
+    monitor = overlay["ServiceMonitor/fixpoint"]["spec"]
+    found = [d for d in overlay.values() if d["kind"] == "Service"
              and monitor["selector"]["matchLabels"].items() <= d["metadata"]["labels"].items()]
     assert [d["metadata"]["name"] for d in found] == ["fixpoint-metrics"]  # a second one would count each replica twice
     assert found[0]["metadata"]["labels"][monitor["jobLabel"]] == "fixpoint"
@@ -231,10 +254,10 @@ def test_the_monitor_finds_one_service_under_the_rules_job_name(cpu):
     assert {e["port"] for e in monitor["endpoints"]} <= {p["name"] for p in found[0]["spec"]["ports"]}
 
 
-def test_the_autoscaler_asks_for_what_the_adapter_gives(cpu):
-    scaler = cpu["HorizontalPodAutoscaler/fixpoint"]["spec"]
-    assert f"{scaler['scaleTargetRef']['kind']}/{scaler['scaleTargetRef']['name']}" in cpu
-    assert "replicas" not in cpu["Deployment/fixpoint"]["spec"]
+def test_the_autoscaler_asks_for_what_the_adapter_gives(overlay):
+    scaler = overlay["HorizontalPodAutoscaler/fixpoint"]["spec"]
+    assert f"{scaler['scaleTargetRef']['kind']}/{scaler['scaleTargetRef']['name']}" in overlay
+    assert "replicas" not in overlay["Deployment/fixpoint"]["spec"]
     wanted = {m["pods"]["metric"]["name"] for m in scaler["metrics"]}
     adapter = yaml.safe_load((DEPLOY / "prometheus" / "adapter.yaml").read_text())["rules"]["custom"]
     given = {name for rule in adapter for name in re.findall("fixpoint_[a-z_]+", rule["seriesQuery"])}
@@ -246,15 +269,15 @@ def test_the_autoscaler_asks_for_what_the_adapter_gives(cpu):
 
 # ---- The bundle.
 
-def test_the_job_writes_where_the_server_reads(rendered, cpu):
+def test_the_job_writes_where_the_server_reads(rendered, overlay):
     documents = {d["kind"]: d for d in rendered["bundle"]}
     job = documents["Job"]["spec"]["template"]["spec"]
     arguments = job["containers"][0]["args"]
-    assert f"{flag(arguments, 'output')}" == server_container(cpu)["args"][0]
+    assert f"{flag(arguments, 'output')}" == server_container(overlay)["args"][0]
     claim = job["volumes"][0]["persistentVolumeClaim"]["claimName"]
-    assert claim == server_pod(cpu)["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == server_pod(overlay)["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
     assert claim == documents["PersistentVolumeClaim"]["metadata"]["name"]
-    assert {d["metadata"]["namespace"] for d in rendered["bundle"] + rendered["overlays/cpu"] if d["kind"] != "Namespace"} == {"fixpoint"}
+    assert {d["metadata"]["namespace"] for d in [*rendered["bundle"], *overlay.values()] if d["kind"] != "Namespace"} == {"fixpoint"}
     named = job["initContainers"][0]["envFrom"][0]["configMapRef"]["name"]
     assert named == documents["ConfigMap"]["metadata"]["name"]
 

@@ -3,10 +3,10 @@ import re
 
 from conftest import ROOT
 from deployment import succeeds
-from serving import CLIENT, SERVER, fails_to_start
+from serving import CLIENT, SERVER, fails_to_start, tiny_bundle
 
 TEXT = (ROOT / "docs" / "OPERATIONS.md").read_text()
-OTHERS = {"--now", "--namespace", "--for", "--timeout"}  # of systemctl and kubectl
+OTHERS = {"--now", "--namespace", "--for", "--timeout", "--build-arg", "--verify"}  # of systemctl, kubectl, docker, scripts/release.sh
 DEFAULT = r"(-?[\d.,]+)"
 
 
@@ -32,7 +32,8 @@ def test_defaults_are_the_server_s():
     assert compared >= 9
 
 
-def test_this_build_serves_on_cpus_only(tmp_path):
-    """The day this fails, an overlay for GPUs and a word in the manual are due."""
+def test_without_a_gpu_every_cuda_device_is_refused(tiny_bundle):
+    """A build without CUDA does not know such devices; one with CUDA finds no driver."""
     assert "refuses every `--device` but `cpu`" in TEXT
-    assert "cuda:0" in fails_to_start(tmp_path / "any", "--device", "cuda:0", codes=(2,))
+    line = fails_to_start(tiny_bundle, "--device", "cuda:0", codes=(1, 2))
+    assert "this build serves on: cpu" in line or "cuda:0: no CUDA driver or device" in line

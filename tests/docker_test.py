@@ -26,7 +26,7 @@ def test_the_dockerfile_has_no_findings(tmp_path):
 
 def test_versions_are_the_projects():
     version = re.search(r"^project\(fixpoint VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text(), re.M)[1]
-    named = re.findall(r"fixpoint-(?:server|calibrator):(\d\S*?)[\s\"`]",
+    named = re.findall(r"fixpoint-(?:server|calibrator|server-cuda):(\d\S*?)[\s\"`]",
                        "".join((ROOT / "docker" / name).read_text() for name in ("Dockerfile", "compose.yaml")))
     assert len(named) >= 5 and set(named) == {version}
 

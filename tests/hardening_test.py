@@ -43,3 +43,14 @@ def test_the_server_tells_its_build():
     assert lines[1] == f"build {build}"
     assert re.fullmatch(r"numerics \d+", lines[2])
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_do_not_tell_where_they_were_built(name):
+    """Builds in two folders are equal: scripts/release.sh --verify compares them, which takes too long for this."""
+    program = BIN / name
+    if not program.exists():
+        pytest.skip(f"{program} is not built")
+    content = program.read_bytes()
+    for place in (BIN.parent.parent.parent, "../../base", "../../server", "../../engine"):  # absolute, and as ccache makes it
+        assert f"{place}/".encode() not in content, place

@@ -1,5 +1,5 @@
-// The cuBLASLt backend against a fake CUDA (fake_cuda.h): everything but the GPU's own arithmetic.
-// gemm_cuda_test.cc runs it on a real device.
+// The cuBLASLt backend against a fake CUDA (kernels/cuda/fake_cuda.h): everything but the GPU's own
+// arithmetic. gemm_cuda_test.cc runs it on a real device.
 #include "calibrator/cuda/cublaslt_gemm.h"
 
 #include <memory>
@@ -7,11 +7,10 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
-
-#include "calibrator/cuda/fake_cuda.h"
 #include "calibrator/gemm_test_util.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/fake_cuda.h"
 
 namespace fixpoint {
 namespace {

@@ -3,11 +3,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "calibrator/gemm.h"
-#include "kernels/cuda/cuda_api.h"
+#include "kernels/cuda/cublaslt_product.h"
 
 namespace fixpoint {
 
@@ -26,14 +27,6 @@ struct DeviceShape {
   }
 };
 
-// Where a product runs.
-struct CublasLtQueue {
-  cublasLtHandle_t handle = nullptr;
-  cudaStream_t stream = nullptr;
-  void* workspace = nullptr;  // aligned to 256 bytes
-  size_t workspace_bytes = 0;
-};
-
 // y = (accumulate ? y : 0) + x w^T with float32 sums (CUBLAS_COMPUTE_32F) of float32 or bf16
 // operands. cuBLAS sees columns first: the row-major y [rows][outputs] is its [outputs x rows], so
 //   y^T = op(w) x^T,  x^T [depth x rows] as it lies,
@@ -42,27 +35,21 @@ struct CublasLtQueue {
 // same bits on the same device and cuBLAS version.
 class CublasLtMatmul {
  public:
-  // `api` must outlive it. INTERNAL when cuBLASLt refuses the shape.
+  // `api` must outlive it. UNIMPLEMENTED when cuBLASLt refuses the shape.
   static absl::StatusOr<std::unique_ptr<CublasLtMatmul>> Create(const CudaApi& api,
                                                                 const CublasLtQueue& queue,
                                                                 const DeviceShape& shape);
-  CublasLtMatmul(const CublasLtMatmul&) = delete;
-  CublasLtMatmul& operator=(const CublasLtMatmul&) = delete;
-  ~CublasLtMatmul();
 
   // Pointers are the device's, aligned to 256 bytes. Returns before the product is done.
   absl::Status Run(const CublasLtQueue& queue, const void* x, const void* w, float* y,
                    bool accumulate) const;
 
  private:
-  explicit CublasLtMatmul(const CudaApi& api) : api_(api) {}
-  absl::Status Describe(const DeviceShape& shape);
-  absl::Status ChooseAlgorithm(const CublasLtQueue& queue);
+  CublasLtMatmul(std::unique_ptr<CublasLtProduct> product, const cublasLtMatmulAlgo_t& algorithm)
+      : product_(std::move(product)), algorithm_(algorithm) {}
 
-  const CudaApi& api_;
-  cublasLtMatmulDesc_t operation_ = nullptr;
-  cublasLtMatrixLayout_t x_ = nullptr, w_ = nullptr, y_ = nullptr;
-  cublasLtMatmulAlgo_t algorithm_ = {};
+  const std::unique_ptr<CublasLtProduct> product_;
+  const cublasLtMatmulAlgo_t algorithm_;
 };
 
 }  // namespace fixpoint

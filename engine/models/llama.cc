@@ -337,14 +337,15 @@ class Step {
     });
   }
 
-  // Tasks are (segment, kv head). A head needs K and V of its own head only, so when each chunk is
-  // one segment a task does everything; otherwise all K and V are written before the first score.
+  // Tasks are (kv head, segment): a worker stays with a head, whose K and V it has in its cache. A
+  // head needs K and V of its own head only, so when each chunk is one segment a task does
+  // everything; otherwise all K and V are written before the first score.
   void Attention(const LlamaLayer& layer, const KvLayer& kv) {
     const int32_t tasks = num_segments_ * m_.num_key_value_heads;
     const auto segment_of = [&](int32_t index) -> const LlamaSegment& {
-      return s_.segments[index / m_.num_key_value_heads];
+      return s_.segments[index % num_segments_];
     };
-    const auto head_of = [&](int32_t index) { return index % m_.num_key_value_heads; };
+    const auto head_of = [&](int32_t index) { return index / num_segments_; };
     const bool together = whole_chunks_ && !by_tiles_;
     if (!together && !by_tiles_) {
       Parallel(tasks, [&](int32_t index, int32_t) {

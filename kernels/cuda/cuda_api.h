@@ -31,7 +31,10 @@
   F(cublasLtCreate)                       \
   F(cublasLtDestroy)                      \
   F(cublasLtGetStatusName)                \
+  F(cublasLtGetVersion)                   \
   F(cublasLtMatmul)                       \
+  F(cublasLtMatmulAlgoCheck)              \
+  F(cublasLtMatmulAlgoConfigGetAttribute) \
   F(cublasLtMatmulAlgoGetHeuristic)       \
   F(cublasLtMatmulDescCreate)             \
   F(cublasLtMatmulDescDestroy)            \

@@ -110,7 +110,10 @@ def test_image(replicas, folder):
     copied = folder / "packages.spdx.json"
     run("podman", "cp", f"{a.name}:/usr/share/sbom/packages.spdx.json", copied)
     packages = {package["name"]: package["versionInfo"] for package in json.loads(copied.read_text())["packages"]}
-    assert {"fixpoint", "libc6", "libgrpc29", "tini"} <= set(packages)
+    assert {"fixpoint", "libc6", "libgrpc29", "tini", "libcli11-dev", "libboost1.74-dev"} <= set(packages)
+    if os.environ.get("FIXPOINT_PACKAGES") != "newest":
+        locked = dict(line.split("=", 1) for line in (ROOT / "docker" / "packages.lock").read_text().splitlines() if not line.startswith("#"))
+        assert {name: version for name, version in packages.items() if name != "fixpoint" and locked.get(name) != version} == {}
     assert a.stop() == 0
     starts = []
     for _ in range(5):

@@ -1,7 +1,7 @@
 // CUDA and cuBLASLt in the host's memory, for tests without a GPU: enough of them for the functions
-// of cuda_api.h. A product is computed by the definition, from the layouts and attributes that the
-// caller set; broken rules of the real library (alignment, leading dimensions, types, unknown
-// attributes) fail the call as the library would.
+// of cuda_api.h. A product of float32, bf16 or int8 is computed by the definition, from the layouts
+// and attributes that the caller set; broken rules of the real library (alignment, leading
+// dimensions, types, unknown attributes) fail the call as the library would.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +17,11 @@ struct FakeCudaState {
   int capability_major = 9;
   int64_t memory_bytes = int64_t{1} << 30;
   int64_t free_bytes_shown = -1;  // of cudaMemGetInfo; -1: what is free
+  bool foreign_memory = false;    // operands may lie anywhere, streams may be null
+  int algorithms = 1;             // that the heuristic knows for every shape; numbered from 0
+  int wrong_algorithm = -1;       // this one computes something else
+  int lazy_algorithm = -1;        // this one writes nothing
+  int refused_algorithm = -1;     // this one does not pass cublasLtMatmulAlgoCheck
   bool wrong_products = false;
   int fail_matmul_after = -1;  // counts down; at 0 cublasLtMatmul fails
 

@@ -1,5 +1,6 @@
-#include "calibrator/cuda/fake_cuda.h"
+#include "kernels/cuda/fake_cuda.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <map>
@@ -9,6 +10,7 @@ namespace fixpoint {
 namespace {
 
 constexpr size_t kAllocationAlignment = 256;  // what cudaMalloc promises
+constexpr uint64_t kFirstAlgorithm = 42;
 
 std::map<void*, int64_t>& Allocations() {
   static auto& allocations = *new std::map<void*, int64_t>;
@@ -92,7 +94,8 @@ cudaError_t MemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 // Opaque handles are addresses of these.
 struct Operation {
   cublasOperation_t transpose_a = CUBLAS_OP_N;
-  bool supported = false;
+  cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
+  cudaDataType_t scale = CUDA_R_32F;
 };
 struct MatrixLayout {
   cudaDataType_t type = CUDA_R_32F;
@@ -114,7 +117,7 @@ auto Destroy(void* handle) {
 
 cublasStatus_t CreateOperation(cublasLtMatmulDesc_t* handle, cublasComputeType_t compute,
                                cudaDataType_t scale) {
-  Make(handle, new Operation{.supported = compute == CUBLAS_COMPUTE_32F && scale == CUDA_R_32F});
+  Make(handle, new Operation{.compute = compute, .scale = scale});
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -134,7 +137,18 @@ cublasStatus_t CreateLayout(cublasLtMatrixLayout_t* handle, cudaDataType type, u
   return CUBLAS_STATUS_SUCCESS;
 }
 
-int64_t ElementBytes(const MatrixLayout& m) { return m.type == CUDA_R_16BF ? 2 : 4; }
+int64_t ElementBytes(const MatrixLayout& m) {
+  return m.type == CUDA_R_8I ? 1 : m.type == CUDA_R_16BF ? 2 : 4;
+}
+
+// int8 products have int32 sums and want the first matrix transposed.
+bool TypesMatch(const Operation& op, cudaDataType_t operand, cudaDataType_t result) {
+  if (operand == CUDA_R_8I) {
+    return op.compute == CUBLAS_COMPUTE_32I && op.scale == CUDA_R_32I && result == CUDA_R_32I &&
+           op.transpose_a == CUBLAS_OP_T;
+  }
+  return op.compute == CUBLAS_COMPUTE_32F && op.scale == CUDA_R_32F && result == CUDA_R_32F;
+}
 
 cublasStatus_t CheckShapes(cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_t a_layout,
                            cublasLtMatrixLayout_t b_layout, cublasLtMatrixLayout_t d_layout) {
@@ -143,7 +157,7 @@ cublasStatus_t CheckShapes(cublasLtMatmulDesc_t operation, cublasLtMatrixLayout_
   const auto& b = *reinterpret_cast<const MatrixLayout*>(b_layout);
   const auto& d = *reinterpret_cast<const MatrixLayout*>(d_layout);
   const bool transposed = op.transpose_a == CUBLAS_OP_T;
-  if (!op.supported || a.type != b.type || d.type != CUDA_R_32F) return Broken("types");
+  if (a.type != b.type || !TypesMatch(op, a.type, d.type)) return Broken("types");
   if ((transposed ? a.columns : a.rows) != d.rows || b.columns != d.columns ||
       (transposed ? a.rows : a.columns) != b.rows)
     return Broken("shapes do not match");
@@ -161,23 +175,77 @@ cublasStatus_t GetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t operation,
                             cublasLtMatmulHeuristicResult_t results[], int* found) {
   if (preference == nullptr || requested < 1 || c != d) return Broken("heuristic's arguments");
   ++FakeCuda().heuristics;
-  *found = 1;
-  results[0] = {};
-  results[0].algo.data[0] = 42;
+  *found = std::min(requested, FakeCuda().algorithms);
+  for (int i = 0; i < *found; ++i) {
+    results[i] = {};
+    results[i].algo.data[0] = kFirstAlgorithm + static_cast<uint64_t>(i);
+  }
   return CheckShapes(operation, a, b, d);
+}
+
+// The number of an algorithm of the heuristic; others are -1.
+int NumberOf(const cublasLtMatmulAlgo_t* algorithm) {
+  if (algorithm == nullptr || algorithm->data[0] < kFirstAlgorithm) return -1;
+  const uint64_t number = algorithm->data[0] - kFirstAlgorithm;
+  return number < static_cast<uint64_t>(FakeCuda().algorithms) ? static_cast<int>(number) : -1;
+}
+
+cublasStatus_t CheckAlgorithm(cublasLtHandle_t, cublasLtMatmulDesc_t operation,
+                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                              const cublasLtMatmulAlgo_t* algorithm,
+                              cublasLtMatmulHeuristicResult_t* result) {
+  const int number = NumberOf(algorithm);
+  if (number < 0 || number == FakeCuda().refused_algorithm || c != d)
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  *result = {};
+  return CheckShapes(operation, a, b, d);
+}
+
+cublasStatus_t AlgorithmAttribute(const cublasLtMatmulAlgo_t* algorithm,
+                                  cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
+                                  size_t bytes, size_t* written) {
+  const auto number =
+      attribute == CUBLASLT_ALGO_CONFIG_ID ? static_cast<uint32_t>(NumberOf(algorithm)) : 0;
+  if (bytes != sizeof(number)) return Broken("size of an attribute of the algorithm");
+  std::memcpy(value, &number, bytes);
+  *written = bytes;
+  return CUBLAS_STATUS_SUCCESS;
 }
 
 float Load(const MatrixLayout& m, const void* data, uint64_t row, uint64_t column) {
   const uint64_t index = column * static_cast<uint64_t>(m.leading_dimension) + row;
   if (m.type == CUDA_R_32F) return static_cast<const float*>(data)[index];
+  if (m.type == CUDA_R_8I) return static_cast<const int8_t*>(data)[index];
   return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(data)[index]} << 16);
 }
 
 bool FitsDevice(const MatrixLayout& m, const void* data) {
+  if (FakeCuda().foreign_memory) return true;
   return reinterpret_cast<uintptr_t>(data) % kAllocationAlignment == 0 &&
          OnDevice(data, (static_cast<int64_t>(m.columns - 1) * m.leading_dimension +
                          static_cast<int64_t>(m.rows)) *
                             ElementBytes(m));
+}
+
+// D in T, from operands of any type.
+template <typename T>
+void Multiply(const Operation& op, const void* alpha, const MatrixLayout& am, const void* a,
+              const MatrixLayout& bm, const void* b, const void* beta, const MatrixLayout& dm,
+              void* d, T mistake) {
+  const T scale = *static_cast<const T*>(alpha), old = *static_cast<const T*>(beta);
+  for (uint64_t column = 0; column < dm.columns; ++column) {
+    for (uint64_t row = 0; row < dm.rows; ++row) {
+      T sum = 0;
+      for (uint64_t k = 0; k < bm.rows; ++k) {
+        sum += static_cast<T>(
+            (op.transpose_a == CUBLAS_OP_T ? Load(am, a, k, row) : Load(am, a, row, k)) *
+            Load(bm, b, k, column));
+      }
+      T& out = static_cast<T*>(d)[column * static_cast<uint64_t>(dm.leading_dimension) + row];
+      out = scale * sum + (old == 0 ? 0 : old * out) + mistake;
+    }
+  }
 }
 
 cublasStatus_t Matmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const void* alpha,
@@ -191,8 +259,10 @@ cublasStatus_t Matmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const vo
     return CUBLAS_STATUS_EXECUTION_FAILED;
   if (const cublasStatus_t status = CheckShapes(operation, a_layout, b_layout, d_layout))
     return status;
-  if (algorithm == nullptr || algorithm->data[0] != 42 || stream == nullptr || c != d ||
-      c_layout != d_layout || !OnDevice(workspace, static_cast<int64_t>(workspace_bytes)))
+  const int number = NumberOf(algorithm);
+  const bool in_place =
+      stream != nullptr && OnDevice(workspace, static_cast<int64_t>(workspace_bytes));
+  if (number < 0 || !(in_place || state.foreign_memory) || c != d || c_layout != d_layout)
     return Broken("algorithm, stream, C or workspace");
   const auto& op = *reinterpret_cast<const Operation*>(operation);
   const auto& am = *reinterpret_cast<const MatrixLayout*>(a_layout);
@@ -201,20 +271,25 @@ cublasStatus_t Matmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, const vo
   if (!FitsDevice(am, a) || !FitsDevice(bm, b) || !FitsDevice(dm, d))
     return Broken("operand is misaligned or beyond its allocation");
   ++state.products;
-  const float scale = *static_cast<const float*>(alpha), old = *static_cast<const float*>(beta);
-  for (uint64_t column = 0; column < dm.columns; ++column) {
-    for (uint64_t row = 0; row < dm.rows; ++row) {
-      float sum = 0;
-      for (uint64_t k = 0; k < bm.rows; ++k) {
-        sum += (op.transpose_a == CUBLAS_OP_T ? Load(am, a, k, row) : Load(am, a, row, k)) *
-               Load(bm, b, k, column);
-      }
-      float& out =
-          static_cast<float*>(d)[column * static_cast<uint64_t>(dm.leading_dimension) + row];
-      out = scale * sum + (old == 0 ? 0 : old * out) + (state.wrong_products ? 1 : 0);
-    }
+  if (number == state.lazy_algorithm) return CUBLAS_STATUS_SUCCESS;
+  const bool wrong = state.wrong_products || number == state.wrong_algorithm;
+  if (dm.type == CUDA_R_32I) {
+    Multiply<int32_t>(op, alpha, am, a, bm, b, beta, dm, d, wrong ? 1 : 0);
+  } else {
+    Multiply<float>(op, alpha, am, a, bm, b, beta, dm, d, wrong ? 1 : 0);
   }
   return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t SetPreference(cublasLtMatmulPreference_t,
+                             cublasLtMatmulPreferenceAttributes_t attribute, const void*,
+                             size_t bytes) {
+  const bool alignment = attribute >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES &&
+                         attribute <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES;
+  if (alignment && bytes == sizeof(uint32_t)) return CUBLAS_STATUS_SUCCESS;
+  return attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && bytes == sizeof(uint64_t)
+             ? CUBLAS_STATUS_SUCCESS
+             : Broken("unknown preference");
 }
 
 CudaApi MakeApi() {
@@ -253,7 +328,10 @@ CudaApi MakeApi() {
     return status == CUBLAS_STATUS_EXECUTION_FAILED ? "CUBLAS_STATUS_EXECUTION_FAILED"
                                                     : "CUBLAS_STATUS_INVALID_VALUE";
   };
+  api.cublasLtGetVersion = []() -> size_t { return 130100; };
   api.cublasLtMatmul = Matmul;
+  api.cublasLtMatmulAlgoCheck = CheckAlgorithm;
+  api.cublasLtMatmulAlgoConfigGetAttribute = AlgorithmAttribute;
   api.cublasLtMatmulAlgoGetHeuristic = GetHeuristic;
   api.cublasLtMatmulDescCreate = CreateOperation;
   api.cublasLtMatmulDescDestroy = [](cublasLtMatmulDesc_t handle) {
@@ -269,13 +347,7 @@ CudaApi MakeApi() {
     Destroy<char>(handle);
     return CUBLAS_STATUS_SUCCESS;
   };
-  api.cublasLtMatmulPreferenceSetAttribute = [](cublasLtMatmulPreference_t,
-                                                cublasLtMatmulPreferenceAttributes_t attribute,
-                                                const void*, size_t bytes) {
-    return attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && bytes == sizeof(uint64_t)
-               ? CUBLAS_STATUS_SUCCESS
-               : Broken("unknown preference");
-  };
+  api.cublasLtMatmulPreferenceSetAttribute = SetPreference;
   api.cublasLtMatrixLayoutCreate = CreateLayout;
   api.cublasLtMatrixLayoutDestroy = [](cublasLtMatrixLayout_t handle) {
     Destroy<MatrixLayout>(handle);

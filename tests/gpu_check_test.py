@@ -1,0 +1,86 @@
+"""scripts/gpu_check.sh as a GPU machine runs it, as far as it goes without one: packed programs on the emulator, the refusal of a
+machine without a GPU, figures of torch put beside ours.
+
+Packs a build with CUDA: FIXPOINT_CUDA_BUILD_DIR, default build/cuda; skips aloud where none is configured."""
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "scripts/gpu_check.sh"
+BUILD = pathlib.Path(os.environ.get("FIXPOINT_CUDA_BUILD_DIR", ROOT / "build/cuda"))
+PIECE_BYTES = 60 * 1000 * 1000
+
+
+def script(*words, **environment):
+    return subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    cache = BUILD / "CMakeCache.txt"
+    if not cache.exists() or "FIXPOINT_NVCC:FILEPATH=/" not in cache.read_text():
+        pytest.skip(f"no build with -DFIXPOINT_CUDA=ON in {BUILD}: the programs for a GPU machine were not packed")
+    folder = tmp_path_factory.mktemp("gpu_check")
+    done = script(SCRIPT, "pack", folder, FIXPOINT_BUILD_DIR=str(BUILD), FIXPOINT_BUNDLE="")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_pieces_can_travel(packed):
+    files = [f for f in packed.rglob("*") if f.is_file()]
+    assert {"gpu_check", "cuda_bench", "gpu_check.sh", "torch_gemm.py"} <= {f.name for f in files}
+    assert max(f.stat().st_size for f in files) < PIECE_BYTES
+
+
+def test_packed_programs_are_equal_on_the_emulator_and_write_their_figures(packed, tmp_path):
+    folder = tmp_path / "there"
+    shutil.copytree(packed, folder)
+    # A program that was too large to travel in one piece.
+    subprocess.run(["split", "--bytes=1MB", "gpu_check", "gpu_check.piece."], cwd=folder, check=True)
+    (folder / "gpu_check").unlink()
+    done = script(folder / "gpu_check.sh", "run", folder, "--emulated", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (folder / "gpu_check.log").read_text().endswith("all equal\n")
+    figures = json.loads((folder / "gpu_bench.json").read_text())
+    assert figures["emulated"] is True
+    for part in ("products", "attention", "steps"):
+        assert figures[part], part
+    for figure in [p["own"] for p in figures["products"] if "own" in p] + figures["attention"] + figures["steps"]:
+        assert figure["bytes"] > 0 and figure["operations"] > 0 and figure["microseconds"] > 0
+
+
+def test_a_machine_without_a_gpu_fails(packed, tmp_path):
+    folder = tmp_path / "there"
+    shutil.copytree(packed, folder)
+    # An empty list of devices hides those of a machine that has some.
+    done = script(folder / "gpu_check.sh", "run", folder, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode != 0
+    assert "no CUDA driver or device" in done.stdout + done.stderr
+    assert not (folder / "gpu_bench.json").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["pack"], ["run"], ["run", "x", "--fast"], ["other", "x"]])
+def test_wrong_arguments_are_refused(words):
+    done = script(SCRIPT, *words)
+    assert done.returncode == 2 and "usage:" in done.stderr
+
+
+def test_ratios_against_torch_are_of_our_faster_kernel():
+    spec = importlib.util.spec_from_file_location("torch_gemm", ROOT / "bench/peers/torch_gemm.py")
+    torch_gemm = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(torch_gemm)
+    shape = {"layer": "m o", "outputs": 64, "depth": 32}
+    ours = {"products": [{**shape, "tokens": 32, "own": {"microseconds": 4.0}, "cublaslt": {"microseconds": 2.0}},
+                         {**shape, "tokens": 1, "own": {"microseconds": 5.0}}, {**shape, "tokens": 8, "own": {"microseconds": 5.0}}]}
+    theirs = {"torch": "9.9", "products": [{**shape, "tokens": 32, "int_mm_microseconds": 3.0, "bf16_microseconds": 8.0},
+                                           {**shape, "tokens": 1, "bf16_microseconds": 2.5}]}
+    large, small, alone = torch_gemm.merged(ours, theirs)["products"]
+    assert large["int_mm_over_ours"] == 1.5 and large["bf16_over_ours"] == 4.0
+    assert small["bf16_over_ours"] == 0.5 and "int_mm_over_ours" not in small
+    assert "torch" not in alone
