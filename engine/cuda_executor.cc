@@ -141,38 +141,56 @@ absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
 }
 
 absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) {
-  return Run(chunks, logits, nullptr);
+  RETURN_IF_ERROR(Start({.chunks = chunks, .logits = logits}));
+  return Wait();
 }
 
 absl::Status CudaExecutor::ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
                                             int32_t* tokens) {
   if (!chooses_tokens()) return Executor::ForwardAndChoose(chunks, logits, tokens);
-  return Run(chunks, logits, tokens);
+  RETURN_IF_ERROR(Submit(chunks, logits, tokens));
+  return Wait();
 }
 
-absl::Status CudaExecutor::Run(absl::Span<const SequenceChunk> chunks, int32_t* logits,
-                               int32_t* tokens) {
+absl::Status CudaExecutor::Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                  int32_t* tokens) {
+  return Start({.chunks = chunks, .logits = logits, .tokens = chooses_tokens() ? tokens : nullptr});
+}
+
+absl::Status CudaExecutor::Start(const RunningStep& step) {
+  CHECK(!running_.has_value()) << "a step runs already";
   RETURN_IF_ERROR(lost_);
-  RETURN_IF_ERROR(CheckStep(chunks, limits_));
-  if (chunks.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckStep(step.chunks, limits_));
+  running_ = step;
+  if (step.chunks.empty()) return absl::OkStatus();
   std::optional<CudaBucket> bucket;
-  if (graphs_.has_value()) bucket = FindBucket(plan_shape_, chunks);
-  const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_, bucket);
+  if (graphs_.has_value()) bucket = FindBucket(plan_shape_, step.chunks);
+  const CudaPlan plan = MakePlan(plan_shape_, step.chunks, host_plan_, bucket);
+  running_->rows = plan.wanted_rows;
   lost_ = Step(plan, bucket);
-  if (lost_.ok() && tokens != nullptr && plan.wanted_rows > 0) {
+  if (lost_.ok() && step.tokens != nullptr && plan.wanted_rows > 0) {
     lost_ = ranks_[0]->EnqueueTokens(plan.wanted_rows, host_tokens_);
   }
-  if (lost_.ok()) {
-    lost_ = ForEachWantedRun(chunks, tokens != nullptr, [&](int32_t first, int32_t rows) {
-      return DownloadLogits(first, rows, logits + int64_t{first} * limits_.vocab_size);
-    });
-  }
-  // The plan's memory is written again by the next step.
-  for (const auto& rank : ranks_) {
-    if (lost_.ok()) lost_ = rank->Synchronize();
-  }
-  if (lost_.ok() && tokens != nullptr) std::copy_n(host_tokens_, plan.wanted_rows, tokens);
+  if (!lost_.ok()) running_.reset();
   return lost_;
+}
+
+absl::Status CudaExecutor::Wait() {
+  CHECK(running_.has_value()) << "no step runs";
+  const RunningStep step = *std::exchange(running_, std::nullopt);
+  if (!step.chunks.empty()) lost_ = Finish(step);
+  return lost_;
+}
+
+absl::Status CudaExecutor::Finish(const RunningStep& step) {
+  RETURN_IF_ERROR(
+      ForEachWantedRun(step.chunks, step.tokens != nullptr, [&](int32_t first, int32_t rows) {
+        return DownloadLogits(first, rows, step.logits + int64_t{first} * limits_.vocab_size);
+      }));
+  // The plan's memory is written again by the next step.
+  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->Synchronize());
+  if (step.tokens != nullptr) std::copy_n(host_tokens_, step.rows, step.tokens);
+  return absl::OkStatus();
 }
 
 absl::Status CudaExecutor::Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket) {

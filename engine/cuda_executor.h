@@ -60,8 +60,20 @@ class CudaExecutor final : public Executor {
   bool chooses_tokens() const override { return ranks_.size() == 1; }
   absl::Status ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
                                 int32_t* tokens) override;
+  // Submit enqueues all of the step and the copies of its tokens; logits are copied by Wait.
+  absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                      int32_t* tokens) override;
+  absl::Status Wait() override;
 
  private:
+  // Between Submit and Wait. Without `tokens`, all logits are wanted.
+  struct RunningStep {
+    absl::Span<const SequenceChunk> chunks;
+    int32_t* logits = nullptr;
+    int32_t* tokens = nullptr;
+    int32_t rows = 0;
+  };
+
   CudaExecutor() = default;
   absl::Status SetUp(IntegerModel model, CudaDeviceGroup group, const CudaExecutorOptions& options);
   void SetPlanShape(const ModelConfig& config, int32_t degree, int32_t multiprocessors,
@@ -73,8 +85,8 @@ class CudaExecutor final : public Executor {
   absl::Status Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket);
   absl::Status Launch(const CudaPlan& plan);
   absl::Status AddPartialSums();
-  // Without `tokens`, all logits are wanted.
-  absl::Status Run(absl::Span<const SequenceChunk> chunks, int32_t* logits, int32_t* tokens);
+  absl::Status Start(const RunningStep& step);
+  absl::Status Finish(const RunningStep& step);
   absl::Status DownloadLogits(int32_t first, int32_t rows, int32_t* logits);
 
   ExecutorLimits limits_;
@@ -84,7 +96,8 @@ class CudaExecutor final : public Executor {
   std::optional<CudaGraphs> graphs_;            // if they are used
   int8_t* host_plan_ = nullptr;                 // page-locked, as is
   int32_t* host_tokens_ = nullptr;              // [max_step_logits]
-  absl::Status lost_;                           // the error that ended it
+  std::optional<RunningStep> running_;
+  absl::Status lost_;  // the error that ended it
 };
 
 }  // namespace fixpoint

@@ -1,5 +1,6 @@
 // The engine on an emulated device that chooses tokens: every answer as on the CPU alone, and
 // logits are copied for the rows that need them, not for others.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <utility>
@@ -18,10 +19,13 @@ struct Rows {
   int64_t chosen = 0, copied = 0, drafted = 0;  // drafted: chosen in chunks of several tokens
 };
 
-// A CudaExecutor and its device, which counts rows and checks what was copied for them.
+// A CudaExecutor and its device, which does nothing before it is waited for. Counts rows, checks
+// what was copied for them, and that a step is not waited for when it is submitted. Until Wait,
+// tokens and logits are junk.
 class CountingExecutor final : public Executor {
  public:
   CountingExecutor(int32_t blocks, Rows* rows) : rows_(*rows) {
+    state_.lazy = true;
     auto executor =
         CudaExecutor::Create(MakeTestModel(MixModel()), std::make_unique<EmulatedDevice>(&state_),
                              {.kv_cache_bytes = int64_t{8192} * blocks,
@@ -34,12 +38,13 @@ class CountingExecutor final : public Executor {
   const ExecutorLimits& limits() const override { return executor_->limits(); }
   bool chooses_tokens() const override { return executor_->chooses_tokens(); }
   absl::Status Forward(absl::Span<const SequenceChunk>, int32_t*) override {
-    return absl::InternalError("an executor that chooses was not asked to");
+    return absl::InternalError("the engine did not submit");
   }
-  absl::Status ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
-                                int32_t* tokens) override {
-    int64_t copied = 0;
+  absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                      int32_t* tokens) override {
+    int64_t copied = 0, rows = 0;
     for (const SequenceChunk& chunk : chunks) {
+      rows += static_cast<int64_t>(chunk.choices.size());
       for (const RowChoice& choice : chunk.choices) {
         const bool chosen = choice.sampling != nullptr;
         (chosen ? rows_.chosen : copied) += 1;
@@ -47,17 +52,28 @@ class CountingExecutor final : public Executor {
       }
     }
     rows_.copied += copied;
-    const int64_t before = state_.downloaded_bytes;
-    absl::Status status = executor_->ForwardAndChoose(chunks, logits, tokens);
-    EXPECT_EQ(state_.downloaded_bytes - before, 4 * copied * limits().vocab_size);
+    std::fill_n(logits, rows * limits().vocab_size, kJunk);
+    std::fill_n(tokens, rows, kJunk);
+    downloaded_before_ = state_.downloaded_bytes;
+    to_download_ = 4 * copied * limits().vocab_size;
+    const int synchronized = state_.synchronizations;
+    absl::Status status = executor_->Submit(chunks, logits, tokens);
+    EXPECT_EQ(state_.synchronizations, synchronized);
+    return status;
+  }
+  absl::Status Wait() override {
+    absl::Status status = executor_->Wait();
+    EXPECT_EQ(state_.downloaded_bytes - downloaded_before_, to_download_);
     return status;
   }
   int graph_launches() const { return state_.graph_launches; }
 
  private:
+  static constexpr int32_t kJunk = 123;  // in range: an answer with it is wrong, not a crash
   Rows& rows_;
   EmulatedDeviceState state_;
   std::unique_ptr<CudaExecutor> executor_;
+  int64_t downloaded_before_ = 0, to_download_ = 0;
 };
 
 class CudaMixTest : public MixFixture {};

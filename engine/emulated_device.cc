@@ -18,8 +18,8 @@ thread_local const EmulatedDevice* used_device = nullptr;
 template <typename Args, int (*CudaKernels::*kKernel)(const Args&, CudaStream*)>
 int Enqueue(const Args& args, CudaStream* stream) {
   auto& to = *reinterpret_cast<EmulatedStream*>(stream);
-  if (!to.capturing) return (EmulatedKernels().*kKernel)(args, nullptr);
-  to.captured.push_back([args] { (EmulatedKernels().*kKernel)(args, nullptr); });
+  if (!to.capturing && !to.lazy) return (EmulatedKernels().*kKernel)(args, nullptr);
+  to.Enqueue([args] { (EmulatedKernels().*kKernel)(args, nullptr); });
   return 0;
 }
 
@@ -100,7 +100,14 @@ absl::Status EmulatedDevice::Upload(void* device, const void* host, int64_t byte
   RETURN_IF_ERROR(UseOutsideOfCapture());
   RETURN_IF_ERROR(CheckInside(device, bytes));
   ++state_.uploads;
-  std::memcpy(device, host, static_cast<size_t>(bytes));
+  const auto* begin = static_cast<const int8_t*>(host);
+  if (CheckInside(host, bytes).ok()) {  // page-locked: read when its turn comes
+    stream_->Enqueue([=] { std::memcpy(device, begin, static_cast<size_t>(bytes)); });
+  } else {
+    stream_->Enqueue([device, copy = std::vector<int8_t>(begin, begin + bytes)] {
+      std::memcpy(device, copy.data(), copy.size());
+    });
+  }
   return absl::OkStatus();
 }
 
@@ -127,12 +134,14 @@ absl::Status EmulatedDevice::EnqueueDownload(void* host, const void* device, int
   RETURN_IF_ERROR(CheckInside(host, bytes));
   state_.enqueued_bytes += bytes;
   const auto* begin = static_cast<const int8_t*>(device);
-  copies_.push_back({host, {begin, begin + bytes}});
+  stream_->Enqueue([=, this] { copies_.push_back({host, {begin, begin + bytes}}); });
   return absl::OkStatus();
 }
 
 absl::Status EmulatedDevice::Synchronize() {
   RETURN_IF_ERROR(UseOutsideOfCapture());
+  ++state_.synchronizations;
+  for (const auto& call : std::exchange(stream_->waiting, {})) call();
   for (const Copy& copy : copies_) std::memcpy(copy.host, copy.bytes.data(), copy.bytes.size());
   copies_.clear();
   return absl::OkStatus();
@@ -167,7 +176,7 @@ absl::Status EmulatedDevice::LaunchGraph(int32_t graph) {
   RETURN_IF_ERROR(UseOutsideOfCapture());
   RETURN_IF_ERROR(Launched(0, "graph"));
   ++state_.graph_launches;
-  for (const auto& call : graphs_[static_cast<size_t>(graph)]) call();
+  for (const auto& call : graphs_[static_cast<size_t>(graph)]) stream_->Enqueue(call);
   return absl::OkStatus();
 }
 
@@ -204,11 +213,7 @@ absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
         absl::StrCat("emulated device: ", Describe(ShapeOf(m)), " was not prepared"));
   }
   ++state_.matmuls;
-  if (stream_->capturing) {
-    stream_->captured.push_back([m] { Multiply(m); });
-  } else {
-    Multiply(m);
-  }
+  stream_->Enqueue([m] { Multiply(m); });
   return absl::OkStatus();
 }
 

@@ -76,7 +76,7 @@ bool EngineLoop::WaitForWork() {
   EngineMailbox& m = *mailbox_;
   m.work.wait(lock, [&] { return m.stop || m.wake || !m.inbox.empty() || !open_.empty(); });
   std::swap(arrived_, m.inbox);
-  look_for_cancelled_ = std::exchange(m.wake, false);
+  if (std::exchange(m.wake, false)) look_for_cancelled_ = true;
   return !m.stop;
 }
 
@@ -104,12 +104,11 @@ void EngineLoop::TakeInbox() {
 }
 
 void EngineLoop::EndCancelled() {
+  look_for_cancelled_ = false;
   for (auto next = open_.begin(); next != open_.end();) {
     OpenRequest& request = *next->second;
     ++next;  // End erases the request
-    if (request.stream->cancelled()) {
-      End(request, {FinishReason::kCancelled});
-    }
+    if (request.stream->cancelled() || request.overrun) End(request, {FinishReason::kCancelled});
   }
 }
 
@@ -135,12 +134,19 @@ void EngineLoop::Step() {
   CHECK(!plan_.chunks.empty()) << open_.size() << " open requests and nothing to run";
   NoteChanges();
   BuildChunks();
-  const int64_t forward_ns = SteadyNowNs();
-  const absl::Status status =
-      executor_->chooses_tokens()
-          ? executor_->ForwardAndChoose(chunks_, logits_.data(), chosen_.data())
-          : executor_->Forward(chunks_, logits_.data());
-  const int64_t forward_end_ns = SteadyNowNs();
+  int64_t executor_ns = 0;
+  const auto timed = [&](auto call) {
+    const int64_t begin_ns = SteadyNowNs();
+    absl::Status status = call();
+    executor_ns += SteadyNowNs() - begin_ns;
+    return status;
+  };
+  absl::Status status =
+      timed([&] { return executor_->Submit(chunks_, logits_.data(), chosen_.data()); });
+  if (status.ok()) {
+    WorkBesideStep();
+    status = timed([&] { return executor_->Wait(); });
+  }
   if (!status.ok()) {
     LoseDevice(status);
     return;
@@ -148,8 +154,26 @@ void EngineLoop::Step() {
   ChooseTokens();
   for (Outcome& outcome : outcomes_) Settle(outcome);
   observer_->OnStep(static_cast<int32_t>(plan_.chunks.size()), plan_.tokens,
-                    absl::Nanoseconds(forward_end_ns - forward_ns),
-                    absl::Nanoseconds(forward_ns - start_ns + SteadyNowNs() - forward_end_ns));
+                    absl::Nanoseconds(executor_ns),
+                    absl::Nanoseconds(SteadyNowNs() - start_ns - executor_ns));
+}
+
+void EngineLoop::WorkBesideStep() {
+  for (const auto& [id, open] : open_) {
+    OpenRequest& request = *open;
+    if (!Deliver(request)) look_for_cancelled_ = true;
+    // No drafts are among the tokens of an answer that has not begun.
+    if (request.generated() == request.resumed) request.lookup.Learn(request.tokens);
+  }
+}
+
+bool EngineLoop::Deliver(OpenRequest& request) {
+  ReportTokens(request);
+  for (Event& event : request.undelivered) {
+    if (!request.overrun) request.overrun = !request.stream->PushToken(std::move(event));
+  }
+  request.undelivered.clear();
+  return !request.overrun;
 }
 
 // Answers that have begun, in order of arrival.
@@ -235,9 +259,8 @@ void EngineLoop::AddRows(const PlannedChunk& planned, const OpenRequest& request
 
 namespace {
 
-// False if the reader was too slow.
-bool PushPromptRows(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits,
-                    int64_t vocab_size, const TokenChooser& chooser) {
+void AddPromptEvents(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits,
+                     int64_t vocab_size, const TokenChooser& chooser) {
   for (int32_t row = 0; row < chunk.prompt_rows; ++row) {
     const int32_t next = chunk.position + chunk.prompt_row + row + 1;
     Event event;
@@ -247,21 +270,19 @@ bool PushPromptRows(OpenRequest& request, const PlannedChunk& chunk, const int32
     event.cached_tokens = request.cached_tokens();
     chooser.Describe(logits + row * vocab_size, event.token_id, request.request.prompt_logprobs,
                      &event);
-    if (!request.stream->PushToken(std::move(event))) return false;
+    request.undelivered.push_back(std::move(event));
   }
-  return true;
 }
 
-// The same.
-bool PushToken(OpenRequest& request, int32_t token, const int32_t* logits,
-               const TokenChooser& chooser) {
+void AddTokenEvent(OpenRequest& request, int32_t token, const int32_t* logits,
+                   const TokenChooser& chooser) {
   Event event;
   event.token_id = token;
   event.index = request.generated() - 1;
   event.cached_tokens = request.cached_tokens();
   if (request.request.top_logprobs >= 0)
     chooser.Describe(logits, token, request.request.top_logprobs, &event);
-  return request.stream->PushToken(std::move(event));
+  request.undelivered.push_back(std::move(event));
 }
 
 }  // namespace
@@ -285,9 +306,7 @@ void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser) {
   OpenRequest& request = *outcome.request;
   request.tokens.resize(request.tokens.size() - static_cast<size_t>(chunk.drafts));
   request.drafts = 0;
-  if (!PushPromptRows(request, chunk, Logits(outcome.row), vocab_size_, chooser)) {
-    outcome.ending = Ending{FinishReason::kCancelled};
-  }
+  AddPromptEvents(request, chunk, Logits(outcome.row), vocab_size_, chooser);
   const size_t first = outcome.row + static_cast<size_t>(chunk.prompt_rows);
   while (!outcome.ending && outcome.chosen < chunk.sample_rows) {
     const int32_t row = outcome.chosen++;
@@ -302,9 +321,8 @@ void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser) {
       return;
     }
     TokenChooser::Note(request, token);
-    if (!PushToken(request, token, Logits(step_row), chooser)) {
-      outcome.ending = Ending{FinishReason::kCancelled};
-    } else if (request.generated() == request.request.max_tokens) {
+    AddTokenEvent(request, token, Logits(step_row), chooser);
+    if (request.generated() == request.request.max_tokens) {
       outcome.ending = Ending{FinishReason::kLength};
     }
     if (row < chunk.drafts && request.proposal[static_cast<size_t>(row)] != token) return;
@@ -315,22 +333,20 @@ void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser) {
 void EngineLoop::Settle(Outcome& outcome) {
   const PlannedChunk& chunk = *outcome.chunk;
   OpenRequest& request = *outcome.request;
-  ReportTokens(request, outcome.chosen);
+  request.unreported = outcome.chosen;
   if (chunk.drafts > 0) {
     request.lookup.Report(chunk.drafts, outcome.chosen - 1);
     observer_->OnDraft(chunk.drafts, outcome.chosen - 1);
   }
-  // A chunk whose reader was too slow for its prompt's rows has chosen nothing, and ends.
-  if (chunk.sample_rows == 0 || outcome.chosen > 0) {
-    const int32_t right = std::max(0, outcome.chosen - 1);
-    scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, outcome.chosen);
-  }
+  const int32_t right = std::max(0, outcome.chosen - 1);
+  scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, outcome.chosen);
   if (outcome.ending) End(request, *std::move(outcome.ending));
 }
 
-void EngineLoop::ReportTokens(OpenRequest& request, int32_t chosen) {
+void EngineLoop::ReportTokens(OpenRequest& request) {
+  if (request.unreported == 0) return;
   const int64_t now_ns = SteadyNowNs();
-  for (int32_t i = chosen; i > 0; --i) {
+  for (int32_t i = std::exchange(request.unreported, 0); i > 0; --i) {
     if (request.generated() - i == request.resumed) {
       observer_->OnFirstToken(absl::Nanoseconds(now_ns - request.submitted_ns));
     } else {
@@ -361,6 +377,10 @@ void EngineLoop::EndAll(FinishReason reason, absl::string_view error) {
 void EngineLoop::End(OpenRequest& request, Ending ending) {
   const auto node = open_.extract(request.id);
   scheduler_.Remove(request.id);
+  // An answer with a hole in it is not whole, whatever ended it.
+  if (!Deliver(request) && ending.reason != FinishReason::kError) {
+    ending = Ending{FinishReason::kCancelled};
+  }
   Event event;
   event.finished = true;
   event.reason = ending.reason;

@@ -42,6 +42,10 @@ class EngineLoop : private TokenSource {
   void EndExpired();
 
   void Step();
+  // While a step runs, which neither changes nor is changed by it.
+  void WorkBesideStep();
+  // False if the request's reader is too slow: it has to end.
+  bool Deliver(OpenRequest& request);
   void ProposeDrafts();
   void NoteChanges();
   void BuildChunks();
@@ -55,7 +59,7 @@ class EngineLoop : private TokenSource {
     int32_t chosen = 0;  // tokens
     std::optional<Ending> ending;
   };
-  // All chunks at once, each by one worker: touches the chunk's own request and stream only.
+  // All chunks at once, each by one worker: touches the chunk's own request only.
   void ChooseTokens();
   void ChooseTokens(Outcome& outcome, TokenChooser& chooser);
   // Of the token behind so many tokens of a request, in the whole context.
@@ -64,7 +68,7 @@ class EngineLoop : private TokenSource {
     return logits_.data() + row * static_cast<size_t>(vocab_size_);
   }
   void Settle(Outcome& outcome);
-  void ReportTokens(OpenRequest& request, int32_t chosen);
+  void ReportTokens(OpenRequest& request);
 
   void LoseDevice(const absl::Status& status);
   void End(OpenRequest& request, Ending ending);

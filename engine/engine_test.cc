@@ -352,6 +352,69 @@ TEST_F(EngineTest, AStreamThatNobodyReadsIsCancelled) {
   ExpectAllFree();
 }
 
+// Looks at a stream when a step is submitted and when it is waited for.
+class WatchedExecutor final : public FakeExecutor {
+ public:
+  absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                      int32_t* tokens) override {
+    at_submit.push_back(delivered());
+    return FakeExecutor::Submit(chunks, logits, tokens);
+  }
+  absl::Status Wait() override {
+    at_wait.push_back(delivered());
+    return FakeExecutor::Wait();
+  }
+  std::function<int()> delivered;  // token events so far
+  std::vector<int> at_submit, at_wait;
+};
+
+// A device computes meanwhile.
+TEST_F(EngineTest, TokensOfAStepAreDeliveredBesideTheNextOne) {
+  WatchedExecutor executor;
+  std::mutex mutex;
+  std::shared_ptr<Stream> stream;
+  int events = 0;
+  executor.delivered = [&] {
+    std::lock_guard<std::mutex> lock(mutex);
+    Event event;
+    while (stream->TryNext(&event)) ++events;
+    return events;
+  };
+  const auto engine = Engine::Create(&executor, options_, &observer_);
+  {
+    std::lock_guard<std::mutex> lock(mutex);  // the first step is submitted behind it
+    auto submitted = engine->Submit(Greedy({5, 6}, 4));
+    ASSERT_TRUE(submitted.ok()) << submitted.status();
+    stream = *std::move(submitted);
+  }
+  engine->Drain(kPatience);
+  EXPECT_THAT(executor.at_submit, testing::ElementsAre(0, 0, 1, 2));
+  EXPECT_THAT(executor.at_wait, testing::ElementsAre(0, 1, 2, 3));
+  EXPECT_EQ(observer_.first_tokens, 1);
+  EXPECT_EQ(observer_.later_tokens, 3);
+  Event event;
+  ASSERT_TRUE(stream->TryNext(&event));
+  EXPECT_EQ(event.token_id, 10);
+  ASSERT_TRUE(stream->TryNext(&event));
+  EXPECT_EQ(event.reason, FinishReason::kLength);
+}
+
+// Where the last token finds no room, the answer has not reached its length.
+TEST_F(EngineTest, AnAnswerThatLosesItsLastTokenIsCancelled) {
+  options_.stream_capacity_events = 3;
+  for (const int max_tokens : {3, 4}) {
+    const auto stream = Submit(Greedy({5}, max_tokens));
+    for (int i = 0; i < 10000 && engine().load().running > 0; ++i)
+      absl::SleepFor(absl::Milliseconds(1));
+    engine().Drain(kPatience);
+    const Answer answer = Read(*stream);
+    EXPECT_THAT(answer.tokens, testing::ElementsAre(6, 7, 8));
+    EXPECT_EQ(answer.end.reason,
+              max_tokens == 3 ? FinishReason::kLength : FinishReason::kCancelled);
+    engine_.reset();
+  }
+}
+
 TEST_F(EngineTest, DrainLetsRequestsFinishAndRefusesNewOnes) {
   executor_.Allow(0);
   const auto stream = Submit(Greedy({5}, 30));

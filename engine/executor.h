@@ -70,6 +70,21 @@ class Executor {
     return absl::UnimplementedError("this executor does not choose tokens");
   }
 
+  // The same in two halves, so that the caller can work beside a device: Submit starts the step,
+  // Wait ends it, as ForwardAndChoose does, or Forward where chooses_tokens() is false. In between,
+  // chunks and all that they point to stay as they are, logits and tokens mean nothing, and no
+  // other function but limits() and chooses_tokens() may be called. No Wait behind a Submit that
+  // failed. An executor without a device of its own runs the whole step in Wait.
+  virtual absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                              int32_t* tokens) {
+    submitted_ = {chunks, logits, tokens};
+    return absl::OkStatus();
+  }
+  virtual absl::Status Wait() {
+    const auto [chunks, logits, tokens] = submitted_;
+    return chooses_tokens() ? ForwardAndChoose(chunks, logits, tokens) : Forward(chunks, logits);
+  }
+
   // Runs task(index, worker) for index in [0, tasks), worker in [0, workers()), and returns when
   // all are done: the executor's threads, lent to the engine thread between two steps. A worker
   // number is in use by one thread at a time.
@@ -78,6 +93,13 @@ class Executor {
     for (int32_t i = 0; i < tasks; ++i) task(i, 0);
   }
   virtual int32_t workers() const { return 1; }
+
+ private:
+  struct {
+    absl::Span<const SequenceChunk> chunks;
+    int32_t* logits = nullptr;
+    int32_t* tokens = nullptr;
+  } submitted_;
 };
 
 }  // namespace fixpoint

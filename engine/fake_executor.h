@@ -11,7 +11,7 @@
 
 namespace fixpoint {
 
-class FakeExecutor final : public Executor {
+class FakeExecutor : public Executor {
  public:
   explicit FakeExecutor(const ExecutorLimits& limits = {.vocab_size = 100,
                                                         .num_blocks = 32,
