@@ -22,17 +22,17 @@ class Attention {
   Attention(const CudaBenchOptions& options, CudaDevice& device, const BenchModel& model)
       : options_(options), device_(device), model_(model) {}
 
-  absl::Status Run(absl::Span<const Case> cases, JsonWriter& json) {
+  absl::Status Run(absl::Span<const Case> cases) {
     RETURN_IF_ERROR(Allocate(cases));
     for (const Case& c : cases) {
-      json.BeginObject();
-      json.Field("model", model_.name);
-      json.Field("what", c.what);
-      json.Field("batch", c.batch);
-      json.Field("tokens", c.tokens);
-      json.Field("context", c.position + c.tokens);
-      RETURN_IF_ERROR(RunCase(c, json));
-      json.EndObject();
+      BenchLine line("attention");
+      line.json().Field("model", model_.name);
+      line.json().Field("what", c.what);
+      line.json().Field("batch", c.batch);
+      line.json().Field("tokens", c.tokens);
+      line.json().Field("context", c.position + c.tokens);
+      RETURN_IF_ERROR(RunCase(c, line.json()));
+      line.Print();
     }
     return absl::OkStatus();
   }
@@ -203,7 +203,7 @@ class Attention {
 
 }  // namespace
 
-absl::Status BenchAttention(const CudaBenchOptions& options, JsonWriter& json) {
+absl::Status BenchAttention(const CudaBenchOptions& options) {
   static constexpr Case kCases[] = {{"decode at 1k", 1, 1, 1023},  {"decode at 1k", 8, 1, 1023},
                                     {"decode at 1k", 64, 1, 1023}, {"decode at 1k", 256, 1, 1023},
                                     {"prefill 1k", 1, 1024, 0},    {"prefill 8k", 1, 8192, 0}};
@@ -212,8 +212,7 @@ absl::Status BenchAttention(const CudaBenchOptions& options, JsonWriter& json) {
     ASSIGN_OR_RETURN(const std::unique_ptr<CudaDevice> device, OpenBenchDevice(options));
     RETURN_IF_ERROR(
         Attention(options, *device, model)
-            .Run(options.emulated ? absl::MakeConstSpan(kTiny) : absl::MakeConstSpan(kCases),
-                 json));
+            .Run(options.emulated ? absl::MakeConstSpan(kTiny) : absl::MakeConstSpan(kCases)));
   }
   return absl::OkStatus();
 }

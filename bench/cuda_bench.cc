@@ -1,6 +1,8 @@
 // Speed on an NVIDIA GPU, against the device's own limits: int8 products by our kernel and by
 // cuBLASLt, attention alone, and whole steps of CudaExecutor on random models with the layer shapes
-// of Llama 3 8B and Llama 2 7B. Everything is compared before it is timed. Prints one JSON object.
+// of Llama 3 8B and Llama 2 7B. Everything is compared before it is timed. Prints a JSON object a
+// line, as soon as it is known: one of "part":"facts", the figures of "products", "attention" and
+// "steps", one of "end".
 //   cuda_bench [--device N] [--layers N] [--bandwidth GB/S] [--int8 TOPS] | --emulated
 // The limits are the datasheet's, known for some cards (bench/gpu_facts.cc); others have to be
 // named, or no share is printed. --emulated runs tiny shapes on the emulator and times nothing of
@@ -81,6 +83,11 @@ absl::Status FillRandom(CudaDevice& device, int8_t* memory, int64_t bytes, uint6
   return device.Synchronize();
 }
 
+void BenchLine::Print() {
+  json_.EndObject();
+  std::cout << json_.Take() << std::endl;
+}
+
 namespace {
 
 // The device, and its limits where the caller named none.
@@ -107,27 +114,23 @@ absl::Status WriteFacts(CudaBenchOptions* o, JsonWriter& json) {
 }
 
 absl::Status Run(CudaBenchOptions o) {
-  JsonWriter json;
-  json.BeginObject();
+  BenchLine facts("facts");
   {
     // Refuses machines without a GPU before anything else asks for one.
     ASSIGN_OR_RETURN(const std::unique_ptr<CudaDevice> device, OpenBenchDevice(o));
-    json.Field("cublaslt", device->has_matmul());
+    facts.json().Field("cublaslt", device->has_matmul());
   }
-  RETURN_IF_ERROR(WriteFacts(&o, json));
+  RETURN_IF_ERROR(WriteFacts(&o, facts.json()));
+  facts.Print();
   const struct {
     const char* name;
-    absl::Status (*run)(const CudaBenchOptions& options, JsonWriter& json);
+    absl::Status (*run)(const CudaBenchOptions& options);
   } parts[] = {{"products", BenchProducts}, {"attention", BenchAttention}, {"steps", BenchSteps}};
   for (const auto& part : parts) {
     std::cerr << "cuda_bench: " << part.name << std::endl;
-    json.Key(part.name);
-    json.BeginArray();
-    RETURN_IF_ERROR(part.run(o, json));
-    json.EndArray();
+    RETURN_IF_ERROR(part.run(o));
   }
-  json.EndObject();
-  std::cout << json.Take() << std::endl;
+  BenchLine("end").Print();
   return absl::OkStatus();
 }
 

@@ -1,4 +1,4 @@
-// The parts of cuda_bench: each compares before it times, and writes one array into the JSON.
+// The parts of cuda_bench: each compares before it times, and prints a line for each figure.
 #pragma once
 
 #include <cstdint>
@@ -43,9 +43,24 @@ void WriteShares(const CudaBenchOptions& options, double bytes, double operation
 // Fills device memory with every value of int8; the same bytes for the same seed.
 absl::Status FillRandom(CudaDevice& device, int8_t* memory, int64_t bytes, uint64_t seed);
 
+// One figure: a JSON object that begins with its part, on a line of its own.
+class BenchLine {
+ public:
+  explicit BenchLine(absl::string_view part) {
+    json_.BeginObject();
+    json_.Field("part", part);
+  }
+  JsonWriter& json() { return json_; }  // fields of the object
+  // To stdout at once, so that a run which is stopped keeps what it has measured.
+  void Print();
+
+ private:
+  JsonWriter json_;
+};
+
 // INTERNAL when a result is not the other kernel's or the host's.
-absl::Status BenchProducts(const CudaBenchOptions& options, JsonWriter& json);
-absl::Status BenchAttention(const CudaBenchOptions& options, JsonWriter& json);
-absl::Status BenchSteps(const CudaBenchOptions& options, JsonWriter& json);
+absl::Status BenchProducts(const CudaBenchOptions& options);
+absl::Status BenchAttention(const CudaBenchOptions& options);
+absl::Status BenchSteps(const CudaBenchOptions& options);
 
 }  // namespace fixpoint

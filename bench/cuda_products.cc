@@ -26,17 +26,17 @@ class Products {
   Products(const CudaBenchOptions& options, CudaDevice& device, std::vector<Layer> layers)
       : options_(options), device_(device), layers_(std::move(layers)) {}
 
-  absl::Status Run(JsonWriter& json) {
+  absl::Status Run() {
     RETURN_IF_ERROR(Allocate());
     for (const Layer& layer : layers_) {
       for (int32_t tokens = 1; tokens <= layer.most_tokens; tokens *= 2) {
-        json.BeginObject();
-        json.Field("layer", layer.name);
-        json.Field("outputs", layer.outputs);
-        json.Field("depth", layer.depth);
-        json.Field("tokens", tokens);
-        RETURN_IF_ERROR(RunShape(layer, tokens, json));
-        json.EndObject();
+        BenchLine line("products");
+        line.json().Field("layer", layer.name);
+        line.json().Field("outputs", layer.outputs);
+        line.json().Field("depth", layer.depth);
+        line.json().Field("tokens", tokens);
+        RETURN_IF_ERROR(RunShape(layer, tokens, line.json()));
+        line.Print();
       }
     }
     return absl::OkStatus();
@@ -96,6 +96,7 @@ class Products {
                        return device_.Matmul(matmul);
                      }));
     Write("cublaslt", seconds, json);
+    json.Field("cublaslt_algorithm", device_.MatmulName(ShapeOf(matmul_)));
     return absl::OkStatus();
   }
 
@@ -208,9 +209,9 @@ std::vector<Layer> LayersOf(const CudaBenchOptions& options) {
 
 }  // namespace
 
-absl::Status BenchProducts(const CudaBenchOptions& options, JsonWriter& json) {
+absl::Status BenchProducts(const CudaBenchOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<CudaDevice> device, OpenBenchDevice(options));
-  return Products(options, *device, LayersOf(options)).Run(json);
+  return Products(options, *device, LayersOf(options)).Run();
 }
 
 }  // namespace fixpoint

@@ -27,7 +27,7 @@ class Steps {
   Steps(const CudaBenchOptions& options, const BenchModel& model)
       : options_(options), model_(model), layers_(options.emulated ? 1 : options.layers) {}
 
-  absl::Status Run(absl::Span<const Case> cases, int32_t step_tokens, JsonWriter& json) {
+  absl::Status Run(absl::Span<const Case> cases, int32_t step_tokens) {
     int32_t context = 0, batch = 1;
     for (const Case& c : cases) {
       context = std::max(context, c.position + c.tokens);
@@ -44,7 +44,7 @@ class Steps {
     ids_.resize(static_cast<size_t>(context));
     for (size_t i = 0; i < ids_.size(); ++i) ids_[i] = static_cast<int32_t>(i * 37 % kVocab);
     RETURN_IF_ERROR(CheckChunks());
-    for (const Case& c : cases) RETURN_IF_ERROR(RunCase(c, json));
+    for (const Case& c : cases) RETURN_IF_ERROR(RunCase(c));
     return absl::OkStatus();
   }
 
@@ -95,7 +95,7 @@ class Steps {
         absl::StrCat(model_.name, ": a prompt and its tokens one by one give different logits"));
   }
 
-  absl::Status RunCase(const Case& c, JsonWriter& json) {
+  absl::Status RunCase(const Case& c) {
     const int64_t blocks = (c.position + c.tokens + kKvBlockTokens - 1) / kKvBlockTokens;
     if (executor_->limits().num_blocks < c.batch * blocks) return absl::OkStatus();  // no memory
     const bool decode = c.tokens == 1;
@@ -110,7 +110,8 @@ class Steps {
                            static_cast<double>(kVocab) * model_.hidden;
     const double kv =
         static_cast<double>(c.batch) * (c.position + c.tokens) * 2 * kv_width * layers_;
-    json.BeginObject();
+    BenchLine line("steps");
+    JsonWriter& json = line.json();
     json.Field("model", model_.name);
     json.Field("what", c.what);
     json.Field("batch", c.batch);
@@ -121,7 +122,7 @@ class Steps {
     json.Field("tokens_per_second_of_32_layers", tokens / seconds * layers_ / 32);
     WriteShares(options_, weights + kv, 2 * tokens * weights + 4 * tokens * keys * width * layers_,
                 seconds, json);
-    json.EndObject();
+    line.Print();
     return absl::OkStatus();
   }
 
@@ -135,14 +136,14 @@ class Steps {
 
 }  // namespace
 
-absl::Status BenchSteps(const CudaBenchOptions& options, JsonWriter& json) {
+absl::Status BenchSteps(const CudaBenchOptions& options) {
   static constexpr Case kCases[] = {{"decode at 1k", 1, 1, 1023},  {"decode at 1k", 8, 1, 1023},
                                     {"decode at 1k", 64, 1, 1023}, {"decode at 1k", 256, 1, 1023},
                                     {"prefill 1k", 1, 1024, 0},    {"prefill 8k", 1, 8192, 0}};
   static constexpr Case kTiny[] = {{"decode at 100", 2, 1, 99}, {"prefill 100", 1, 100, 0}};
   for (const BenchModel& model : BenchModels(options)) {
     Steps steps(options, model);
-    RETURN_IF_ERROR(options.emulated ? steps.Run(kTiny, 128, json) : steps.Run(kCases, 2048, json));
+    RETURN_IF_ERROR(options.emulated ? steps.Run(kTiny, 128) : steps.Run(kCases, 2048));
   }
   return absl::OkStatus();
 }

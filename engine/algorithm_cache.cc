@@ -79,8 +79,18 @@ absl::Status AlgorithmCache::Parse(absl::string_view text) {
   for (size_t i = 2; i + 2 < lines.size(); ++i) {
     MatmulShape shape;
     MatmulAlgorithm algorithm;
-    if (!ParseEntry(lines[i], &shape, &algorithm)) return Damaged(i + 1, "no shape and algorithm");
-    algorithms[shape] = algorithm;
+    // Numbers can be read in more forms than they are written in.
+    if (!ParseEntry(lines[i], &shape, &algorithm) ||
+        EntryText(shape, algorithm) != absl::StrCat(lines[i], "\n")) {
+      return Damaged(i + 1, "no shape and algorithm");
+    }
+    if (algorithms.size() == kMaxCachedAlgorithms) {
+      return Damaged(i + 1, absl::StrCat("more than ", kMaxCachedAlgorithms, " algorithms"));
+    }
+    if (!algorithms.empty() && shape <= algorithms.rbegin()->first) {
+      return Damaged(i + 1, "not in order");
+    }
+    algorithms.emplace_hint(algorithms.end(), shape, algorithm);
   }
   algorithms_ = std::move(algorithms);
   changed_ = false;
@@ -114,7 +124,9 @@ const MatmulAlgorithm* AlgorithmCache::Find(const MatmulShape& shape) const {
 }
 
 void AlgorithmCache::Put(const MatmulShape& shape, const MatmulAlgorithm& algorithm) {
-  if (algorithms_.size() >= kMaxCachedAlgorithms) algorithms_.clear();
+  if (algorithms_.size() >= kMaxCachedAlgorithms && !algorithms_.contains(shape)) {
+    algorithms_.clear();
+  }
   algorithms_[shape] = algorithm;
   changed_ = true;
 }

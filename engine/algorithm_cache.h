@@ -42,7 +42,7 @@ class AlgorithmCache {
 
   // Valid until the next change; null when there is none.
   const MatmulAlgorithm* Find(const MatmulShape& shape) const;
-  // Beyond kMaxCachedAlgorithms everything older is dropped.
+  // Beyond kMaxCachedAlgorithms shapes everything older is dropped.
   void Put(const MatmulShape& shape, const MatmulAlgorithm& algorithm);
   void Forget(const MatmulShape& shape);
   // Whether it differs from what was read or written last.

@@ -2,7 +2,11 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "base/digest.h"
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -62,6 +66,54 @@ TEST(AlgorithmCacheTest, EveryCutAndEveryChangedByteIsDamage) {
   }
 }
 
+// As a file that somebody else wrote, or another version: the checksum is right.
+std::string Signed(const std::vector<std::string>& entries) {
+  std::string text = absl::StrCat("fixpoint cuBLASLt algorithms 1\ndevice ", kDevice, "\n",
+                                  absl::StrJoin(entries, "\n"), entries.empty() ? "" : "\n");
+  const std::string sum =
+      absl::StrCat(absl::Hex(Xxh3_64(text.data(), text.size()), absl::kZeroPad16));
+  return absl::StrCat(text, "checksum ", sum, "\n");
+}
+
+std::string Entry(absl::string_view shape) {
+  return absl::StrCat(shape, " ", std::string(128, '0'));
+}
+
+TEST(AlgorithmCacheTest, WhatIsNotWrittenThisWayIsDamageInItsLine) {
+  const std::string first = Entry("32 64 128 128 128 32 0"),
+                    second = Entry("48 64 128 128 128 48 0");
+  AlgorithmCache cache(kDevice);
+  ASSERT_TRUE(cache.Parse(Signed({})).ok());
+  ASSERT_TRUE(cache.Parse(Signed({first, second})).ok());
+  EXPECT_EQ(cache.size(), 2u);
+  std::string upper = first;
+  upper.back() = 'A';
+  for (const std::string& entry :
+       {second, std::string(), first + " ", first + "0", first.substr(0, first.size() - 1), upper,
+        Entry("64 64 128 128 128 48"), Entry("64 64 128 128 128 48 0 0"),
+        Entry("+64 64 128 128 128 64 0"), Entry("\t64 64 128 128 128 64 0"),
+        Entry("064 64 128 128 128 64 0"), Entry("99999999999999999999 64 128 128 128 64 0"),
+        Entry("40 64 128 128 128 40 0"), Entry("x 64 128 128 128 64 0")}) {
+    const absl::Status status = cache.Parse(Signed({first, second, entry}));
+    EXPECT_TRUE(absl::IsDataLoss(status)) << entry;
+    EXPECT_THAT(status.message(), HasSubstr("line 5: ")) << entry;
+    EXPECT_EQ(cache.size(), 0u);
+  }
+}
+
+TEST(AlgorithmCacheTest, AFileOfTooManyIsDamage) {
+  std::vector<std::string> entries;
+  for (size_t i = 0; i < kMaxCachedAlgorithms; ++i) {
+    entries.push_back(Entry(absl::StrCat(i + 100, " 64 128 128 128 32 0")));
+  }
+  AlgorithmCache cache(kDevice);
+  ASSERT_TRUE(cache.Parse(Signed(entries)).ok());
+  entries.push_back(Entry("90000 64 128 128 128 32 0"));
+  const absl::Status status = cache.Parse(Signed(entries));
+  EXPECT_TRUE(absl::IsDataLoss(status));
+  EXPECT_THAT(status.message(), HasSubstr("line 16387: more than 16384"));
+}
+
 TEST(AlgorithmCacheTest, TheFileIsReplacedWhole) {
   const std::string path = testing::TempDir() + "/algorithms";
   std::filesystem::remove(path);
@@ -89,6 +141,12 @@ TEST(AlgorithmCacheTest, ItDoesNotGrowWithoutEnd) {
   }
   EXPECT_LE(cache.size(), kMaxCachedAlgorithms);
   EXPECT_NE(cache.Find(shape), nullptr);
+  while (cache.size() < kMaxCachedAlgorithms) {
+    ++shape.tokens;
+    cache.Put(shape, kFirst);
+  }
+  cache.Put(shape, kSecond);
+  EXPECT_EQ(cache.size(), kMaxCachedAlgorithms) << "a new choice for an old shape takes no room";
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -65,6 +66,8 @@ class CudaDevice {
   // large as the largest acc, apart from it) are overwritten, and x is zero afterwards.
   // INVALID_ARGUMENT for what ValidateMatmul or CheckOwnKernelCanDo refuses.
   virtual absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) = 0;
+  // What runs a prepared product, to go with figures: an algorithm or "own kernel".
+  virtual std::string MatmulName(const MatmulShape& shape) const = 0;
   // Enqueues a product of a prepared shape; INVALID_ARGUMENT for others.
   virtual absl::Status Matmul(const CudaMatmul& matmul) = 0;
 };

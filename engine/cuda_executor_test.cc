@@ -126,7 +126,9 @@ TEST(CudaExecutorTest, SlicesOfAStepChangeNoBit) {
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(actual, expected) << l2_bytes;
     if (l2_bytes == 1 << 30) whole_launches = state.launches - before;
-    if (l2_bytes < 1 << 30) EXPECT_GT(state.launches - before, whole_launches) << l2_bytes;
+    if (l2_bytes < 1 << 30) {
+      EXPECT_GT(state.launches - before, whole_launches) << l2_bytes;
+    }
   }
 }
 

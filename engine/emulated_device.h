@@ -80,6 +80,7 @@ class EmulatedDevice final : public CudaDevice {
   bool has_matmul() const override { return state_.has_matmul; }
   // Only remembers the shapes, and writes where a device would.
   absl::Status PrepareMatmuls(absl::Span<const CudaMatmul> matmuls, int32_t* expected) override;
+  std::string MatmulName(const MatmulShape&) const override { return "emulated"; }
   absl::Status Matmul(const CudaMatmul& matmul) override;
 
  private:

@@ -35,7 +35,7 @@ absl::StatusOr<std::optional<MatmulAlgorithm>> MatmulTuner::Fastest() {
     if (!right) continue;
     const absl::StatusOr<double> seconds = trials_.Seconds(candidate);
     if (absl::IsUnimplemented(seconds.status())) continue;
-    RETURN_IF_ERROR(seconds.status());
+    RETURN_IF_ERROR(Annotate(seconds.status(), What(candidate)));
     if (fastest.has_value() && *seconds >= least) continue;
     fastest = candidate;
     least = *seconds;
@@ -46,11 +46,17 @@ absl::StatusOr<std::optional<MatmulAlgorithm>> MatmulTuner::Fastest() {
 absl::StatusOr<bool> MatmulTuner::Right(const MatmulAlgorithm& algorithm) {
   const absl::Status status = trials_.Check(algorithm);
   if (status.ok()) return true;
-  if (!absl::IsDataLoss(status) && !absl::IsUnimplemented(status)) return status;
-  log_(absl::StrCat(absl::IsDataLoss(status) ? "WRONG BITS of " : "", "cuBLASLt's algorithm ",
-                    trials_.Name(algorithm), " for the int8 product ", Describe(shape_), ": ",
+  if (!absl::IsDataLoss(status) && !absl::IsUnimplemented(status)) {
+    return Annotate(status, What(algorithm));
+  }
+  log_(absl::StrCat(absl::IsDataLoss(status) ? "WRONG BITS of " : "", What(algorithm), ": ",
                     status.message(), "; left out"));
   return false;
+}
+
+std::string MatmulTuner::What(const MatmulAlgorithm& algorithm) const {
+  return absl::StrCat("cuBLASLt's algorithm ", trials_.Name(algorithm), " for the int8 product ",
+                      Describe(shape_));
 }
 
 }  // namespace fixpoint

@@ -48,13 +48,15 @@ class MatmulTuner {
 
   // The algorithm for `matmul`: the cache's if it passes the check, else the fastest candidate,
   // which then goes into the cache. Nothing when cuBLASLt has none that is right. Every algorithm
-  // with wrong bits is logged. Errors are the device's.
+  // with wrong bits is logged. Errors are the device's; those of a trial name the algorithm.
   absl::StatusOr<std::optional<MatmulAlgorithm>> Choose(const CudaMatmul& matmul);
 
  private:
   // Whether it may be used; why not goes to the log.
   absl::StatusOr<bool> Right(const MatmulAlgorithm& algorithm);
   absl::StatusOr<std::optional<MatmulAlgorithm>> Fastest();
+  // Algorithm and shape, for log lines and errors.
+  std::string What(const MatmulAlgorithm& algorithm) const;
 
   MatmulTrials& trials_;
   AlgorithmCache& cache_;

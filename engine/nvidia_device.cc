@@ -176,6 +176,10 @@ class NvidiaDevice final : public CudaDevice {
     return matmuls_->Prepare(matmuls, expected, identity, options_.algorithm_cache);
   }
 
+  std::string MatmulName(const MatmulShape& shape) const override {
+    return matmuls_->NameOf(shape);
+  }
+
   absl::Status Matmul(const CudaMatmul& m) override {
     RETURN_IF_ERROR(Use());
     return matmuls_->Run(m);

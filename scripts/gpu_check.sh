@@ -11,8 +11,10 @@
 #                              torch if python3 has it. Needs nothing of ours but FOLDER. Writes FOLDER/gpu_check.log and
 #                              gpu_bench.json. --emulated: the same programs without a GPU, tiny, as a test of themselves
 # run fails if a bit differs, and where there is no usable GPU. Each of its parts has a limit; all together stay below 8 minutes.
+# What was measured until a limit or an error is in gpu_bench.json all the same, with "complete": false.
 # FIXPOINT_BUILD_DIR: build folder of pack, default build/release. FIXPOINT_BUNDLE: for pack, a bundle whose golden digest is
 # compared too. FIXPOINT_BANDWIDTH_GB, FIXPOINT_INT8_TOPS: for run, the datasheet of a card that cuda_bench does not know.
+# FIXPOINT_BENCH_SECONDS: for run, how long the measuring may take, default 150.
 # FIXPOINT_CUDA_ARCHITECTURES: for build, as in docs/GPU.md. Libraries of CUDA outside the linker's search path: name their
 # folders in LD_LIBRARY_PATH.
 set -euo pipefail
@@ -83,6 +85,29 @@ sanitize() {
   done
 }
 
+# The lines of cuda_bench as one object: the facts, and an array for each part.
+collect_figures() {
+  local part complete=false
+  if grep --quiet '^{"part":"end"}$' "$1"; then complete=true; fi
+  printf '{"complete":%s' "$complete"
+  sed --quiet 's/^{"part":"facts",\(.*\)}$/,\1/p' "$1"
+  for part in products attention steps; do
+    printf ',"%s":[\n%s]\n' "$part" "$(sed --quiet "s/^{\"part\":\"$part\",\(.*\)}\$/{\1}/p" "$1" | paste --serial --delimiters=',')"
+  done
+  printf '}\n'
+}
+
+# Time alone is no failure.
+measure() {
+  local status=0
+  limit "${FIXPOINT_BENCH_SECONDS:-150}" "$@" > figures.jsonl || status=$?
+  if [ -s figures.jsonl ]; then collect_figures figures.jsonl > gpu_bench.json; fi
+  if [ "$status" -ne 0 ] && [ "$status" -ne 124 ]; then
+    echo "$0: cuda_bench failed with $status" >&2
+    exit 1
+  fi
+}
+
 beside_torch() {
   local status=0
   if ! command -v python3 > /dev/null; then
@@ -126,10 +151,11 @@ run() {
     sanitize
   fi
   echo "speed" >&2
-  limit 150 "${bench[@]}" > gpu_bench.part
-  mv gpu_bench.part gpu_bench.json
-  beside_torch
-  cat gpu_bench.json
+  measure "${bench[@]}"
+  if [ -e gpu_bench.json ]; then
+    beside_torch
+    cat gpu_bench.json
+  fi
 }
 
 case "${1:-}" in

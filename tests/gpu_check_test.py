@@ -48,11 +48,34 @@ def test_packed_programs_are_equal_on_the_emulator_and_write_their_figures(packe
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (folder / "gpu_check.log").read_text().endswith("all equal\n")
     figures = json.loads((folder / "gpu_bench.json").read_text())
-    assert figures["emulated"] is True
+    assert figures["emulated"] is True and figures["complete"] is True
     for part in ("products", "attention", "steps"):
         assert figures[part], part
     for figure in [p["own"] for p in figures["products"] if "own" in p] + figures["attention"] + figures["steps"]:
         assert figure["bytes"] > 0 and figure["operations"] > 0 and figure["microseconds"] > 0
+
+
+FACTS = '{"part":"facts","cublaslt":true,"device":"a, \\"b\\""}'
+LINES = [FACTS, '{"part":"products","layer":"m o","own":{"microseconds":4}}', '{"part":"products","layer":"m d","own":{"microseconds":5}}',
+         '{"part":"attention","what":"decode"}']
+
+
+@pytest.mark.parametrize("ending, status", [("exec sleep 60", 0), ("exit 1", 1), ("", 0)])
+def test_what_was_measured_outlives_time_and_errors(tmp_path, ending, status):
+    lines = LINES + ([] if ending else ['{"part":"steps","what":"prefill"}', '{"part":"end"}'])
+    (tmp_path / "gpu_check").write_text("#!/bin/sh\necho all equal\n")
+    (tmp_path / "cuda_bench").write_text("#!/bin/sh\ncat << 'END'\n" + "\n".join(lines) + f"\nEND\n{ending}\n")
+    for program in ("gpu_check", "cuda_bench"):
+        (tmp_path / program).chmod(0o755)
+    shutil.copy(ROOT / "bench/peers/torch_gemm.py", tmp_path)
+    done = script(SCRIPT, "run", tmp_path, "--emulated", FIXPOINT_BENCH_SECONDS="2", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == status, done.stderr
+    figures = json.loads((tmp_path / "gpu_bench.json").read_text())
+    assert figures["complete"] is (ending == "") and figures["cublaslt"] is True and figures["device"] == 'a, "b"'
+    assert [p["own"]["microseconds"] for p in figures["products"]] == [4, 5]
+    assert figures["attention"] == [{"what": "decode"}]
+    assert len(figures["steps"]) == (ending == "")
+    assert "part" not in figures["products"][0]
 
 
 def test_a_machine_without_a_gpu_fails(packed, tmp_path):
