@@ -13,25 +13,6 @@
 #include "engine/tensor_parallel.h"
 
 namespace fixpoint {
-namespace {
-
-// The rows of all chunks whose logits are wanted, as runs of consecutive ones.
-template <typename Visit>
-absl::Status ForEachWantedRun(absl::Span<const SequenceChunk> chunks, bool choose, Visit visit) {
-  int32_t begin = 0, row = 0;
-  for (const SequenceChunk& chunk : chunks) {
-    for (size_t i = 0; i < chunk.logit_indices.size(); ++i, ++row) {
-      const bool chosen = choose && !chunk.choices.empty() && chunk.choices[i].sampling != nullptr;
-      if (!chosen) continue;
-      if (row > begin) RETURN_IF_ERROR(visit(begin, row - begin));
-      begin = row + 1;
-    }
-  }
-  return row > begin ? visit(begin, row - begin) : absl::OkStatus();
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
     IntegerModel model, CudaDeviceGroup group, const CudaExecutorOptions& options) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 4;  // sums of it do not overflow
@@ -141,7 +122,7 @@ absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
 }
 
 absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) {
-  RETURN_IF_ERROR(Start({.chunks = chunks, .logits = logits}));
+  RETURN_IF_ERROR(Start(chunks, logits, nullptr));
   return Wait();
 }
 
@@ -154,39 +135,56 @@ absl::Status CudaExecutor::ForwardAndChoose(absl::Span<const SequenceChunk> chun
 
 absl::Status CudaExecutor::Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
                                   int32_t* tokens) {
-  return Start({.chunks = chunks, .logits = logits, .tokens = chooses_tokens() ? tokens : nullptr});
+  return Start(chunks, logits, chooses_tokens() ? tokens : nullptr);
 }
 
-absl::Status CudaExecutor::Start(const RunningStep& step) {
+absl::Status CudaExecutor::Start(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                 int32_t* tokens) {
   CHECK(!running_.has_value()) << "a step runs already";
   RETURN_IF_ERROR(lost_);
-  RETURN_IF_ERROR(CheckStep(step.chunks, limits_));
-  running_ = step;
-  if (step.chunks.empty()) return absl::OkStatus();
-  std::optional<CudaBucket> bucket;
-  if (graphs_.has_value()) bucket = FindBucket(plan_shape_, step.chunks);
-  const CudaPlan plan = MakePlan(plan_shape_, step.chunks, host_plan_, bucket);
-  running_->rows = plan.wanted_rows;
-  lost_ = Step(plan, bucket);
-  if (lost_.ok() && step.tokens != nullptr && plan.wanted_rows > 0) {
-    lost_ = ranks_[0]->EnqueueTokens(plan.wanted_rows, host_tokens_);
+  RETURN_IF_ERROR(CheckStep(chunks, limits_));
+  FindWantedRuns(chunks, tokens != nullptr);
+  int32_t rows = 0;
+  if (!chunks.empty()) {
+    std::optional<CudaBucket> bucket;
+    if (graphs_.has_value()) bucket = FindBucket(plan_shape_, chunks);
+    const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_, bucket);
+    rows = plan.wanted_rows;
+    lost_ = Step(plan, bucket);
   }
-  if (!lost_.ok()) running_.reset();
+  if (lost_.ok() && tokens != nullptr && rows > 0) {
+    lost_ = ranks_[0]->EnqueueTokens(rows, host_tokens_);
+  }
+  if (lost_.ok()) running_ = {logits, tokens, rows};
   return lost_;
+}
+
+// Consecutive rows as one.
+void CudaExecutor::FindWantedRuns(absl::Span<const SequenceChunk> chunks, bool choose) {
+  wanted_.clear();
+  int32_t row = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    for (size_t i = 0; i < chunk.logit_indices.size(); ++i, ++row) {
+      if (choose && !chunk.choices.empty() && chunk.choices[i].sampling != nullptr) continue;
+      if (wanted_.empty() || wanted_.back().first + wanted_.back().rows < row) {
+        wanted_.push_back({.first = row});
+      }
+      ++wanted_.back().rows;
+    }
+  }
 }
 
 absl::Status CudaExecutor::Wait() {
   CHECK(running_.has_value()) << "no step runs";
-  const RunningStep step = *std::exchange(running_, std::nullopt);
-  if (!step.chunks.empty()) lost_ = Finish(step);
+  lost_ = Finish(*std::exchange(running_, std::nullopt));
   return lost_;
 }
 
 absl::Status CudaExecutor::Finish(const RunningStep& step) {
-  RETURN_IF_ERROR(
-      ForEachWantedRun(step.chunks, step.tokens != nullptr, [&](int32_t first, int32_t rows) {
-        return DownloadLogits(first, rows, step.logits + int64_t{first} * limits_.vocab_size);
-      }));
+  for (const Run& run : wanted_) {
+    RETURN_IF_ERROR(
+        DownloadLogits(run.first, run.rows, step.logits + int64_t{run.first} * limits_.vocab_size));
+  }
   // The plan's memory is written again by the next step.
   for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->Synchronize());
   if (step.tokens != nullptr) std::copy_n(host_tokens_, step.rows, step.tokens);

@@ -63,15 +63,18 @@ class CudaExecutor final : public Executor {
   // Submit enqueues all of the step and the copies of its tokens; logits are copied by Wait.
   absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
                       int32_t* tokens) override;
+  bool copies_chunks() const override { return true; }
   absl::Status Wait() override;
 
  private:
-  // Between Submit and Wait. Without `tokens`, all logits are wanted.
+  // Between Submit and Wait.
   struct RunningStep {
-    absl::Span<const SequenceChunk> chunks;
     int32_t* logits = nullptr;
-    int32_t* tokens = nullptr;
+    int32_t* tokens = nullptr;  // null: all logits are wanted
     int32_t rows = 0;
+  };
+  struct Run {
+    int32_t first = 0, rows = 0;
   };
 
   CudaExecutor() = default;
@@ -85,7 +88,8 @@ class CudaExecutor final : public Executor {
   absl::Status Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket);
   absl::Status Launch(const CudaPlan& plan);
   absl::Status AddPartialSums();
-  absl::Status Start(const RunningStep& step);
+  absl::Status Start(absl::Span<const SequenceChunk> chunks, int32_t* logits, int32_t* tokens);
+  void FindWantedRuns(absl::Span<const SequenceChunk> chunks, bool choose);
   absl::Status Finish(const RunningStep& step);
   absl::Status DownloadLogits(int32_t first, int32_t rows, int32_t* logits);
 
@@ -97,7 +101,8 @@ class CudaExecutor final : public Executor {
   int8_t* host_plan_ = nullptr;                 // page-locked, as is
   int32_t* host_tokens_ = nullptr;              // [max_step_logits]
   std::optional<RunningStep> running_;
-  absl::Status lost_;  // the error that ended it
+  std::vector<Run> wanted_;  // its rows whose logits are wanted
+  absl::Status lost_;        // the error that ended it
 };
 
 }  // namespace fixpoint

@@ -8,6 +8,7 @@
 
 #include "engine/cuda_executor.h"
 #include "engine/emulated_device.h"
+#include "engine/fake_executor.h"
 #include "engine/mix_fixture.h"
 #include "gtest/gtest.h"
 
@@ -37,6 +38,7 @@ class CountingExecutor final : public Executor {
   }
   const ExecutorLimits& limits() const override { return executor_->limits(); }
   bool chooses_tokens() const override { return executor_->chooses_tokens(); }
+  bool copies_chunks() const override { return executor_->copies_chunks(); }
   absl::Status Forward(absl::Span<const SequenceChunk>, int32_t*) override {
     return absl::InternalError("the engine did not submit");
   }
@@ -57,7 +59,9 @@ class CountingExecutor final : public Executor {
     downloaded_before_ = state_.downloaded_bytes;
     to_download_ = 4 * copied * limits().vocab_size;
     const int synchronized = state_.synchronizations;
-    absl::Status status = executor_->Submit(chunks, logits, tokens);
+    ChunkCopies copies(chunks);
+    absl::Status status = executor_->Submit(copies.chunks(), logits, tokens);
+    copies.Spoil();
     EXPECT_EQ(state_.synchronizations, synchronized);
     return status;
   }

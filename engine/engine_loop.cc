@@ -99,6 +99,7 @@ void EngineLoop::TakeInbox() {
     }
     const absl::Status queued = scheduler_.Enqueue(spec);
     CHECK(queued.ok()) << queued.ToString();  // Submit has made the same checks
+    planned_ahead_ = false;
   }
   arrived_.clear();
 }
@@ -115,6 +116,7 @@ void EngineLoop::EndCancelled() {
 void EngineLoop::EndExpired() {
   expired_.clear();
   scheduler_.TakeExpired(SteadyNowNs(), &expired_);
+  if (!expired_.empty()) planned_ahead_ = false;
   for (const ExpiredSequence& expired : expired_) {
     OpenRequest& request = *open_.at(expired.id);
     if (expired.reason == ExpiryReason::kDeadline) {
@@ -129,10 +131,7 @@ void EngineLoop::EndExpired() {
 
 void EngineLoop::Step() {
   const int64_t start_ns = SteadyNowNs();
-  ProposeDrafts();
-  scheduler_.PlanStep(&plan_);
-  CHECK(!plan_.chunks.empty()) << open_.size() << " open requests and nothing to run";
-  NoteChanges();
+  Plan();
   BuildChunks();
   int64_t executor_ns = 0;
   const auto timed = [&](auto call) {
@@ -165,6 +164,40 @@ void EngineLoop::WorkBesideStep() {
     // No drafts are among the tokens of an answer that has not begun.
     if (request.generated() == request.resumed) request.lookup.Learn(request.tokens);
   }
+  if (executor_->copies_chunks()) PlanAhead();
+}
+
+// What a step without drafts does to the scheduler's counts is known before its tokens are.
+void EngineLoop::PlanAhead() {
+  // Blocks for all that grow: nobody is preempted for an answer that may just be ending.
+  if (scheduler_.blocks().available_count() < scheduler_.running()) return;
+  for (const PlannedChunk& chunk : plan_.chunks) {
+    if (chunk.drafts > 0) return;
+  }
+  for (const PlannedChunk& chunk : plan_.chunks) {
+    const OpenRequest& request = *open_.at(chunk.id);
+    scheduler_.Advance(chunk.id, chunk.tokens, chunk.sample_rows);
+    // Whatever its last token is. Who gets its blocks writes to them behind this step.
+    if (request.generated() + chunk.sample_rows == request.request.max_tokens) {
+      scheduler_.Remove(chunk.id);
+    }
+  }
+  advanced_ = true;
+  scheduler_.PlanStep(&next_plan_);
+  NoteChanges(next_plan_);
+  planned_ahead_ = !next_plan_.chunks.empty();
+}
+
+void EngineLoop::Plan() {
+  advanced_ = false;
+  const bool drafts = ProposeDrafts();
+  if (std::exchange(planned_ahead_, false) && !drafts) {
+    std::swap(plan_, next_plan_);
+    return;
+  }
+  scheduler_.PlanStep(&plan_);
+  CHECK(!plan_.chunks.empty()) << open_.size() << " open requests and nothing to run";
+  NoteChanges(plan_);
 }
 
 bool EngineLoop::Deliver(OpenRequest& request) {
@@ -177,7 +210,8 @@ bool EngineLoop::Deliver(OpenRequest& request) {
 }
 
 // Answers that have begun, in order of arrival.
-void EngineLoop::ProposeDrafts() {
+bool EngineLoop::ProposeDrafts() {
+  bool any = false;
   int32_t cheap = kCheapRows - scheduler_.running();
   for (const auto& [id, open] : open_) {
     OpenRequest& request = *open;
@@ -191,15 +225,17 @@ void EngineLoop::ProposeDrafts() {
     const int32_t proposed = static_cast<int32_t>(request.proposal.size());
     cheap -= proposed;
     scheduler_.SetDraft(id, proposed);
+    any = true;
   }
+  return any;
 }
 
 // What the plan has decided, told to requests and the observer.
-void EngineLoop::NoteChanges() {
-  for (const CacheHit& hit : plan_.cache_hits) {
+void EngineLoop::NoteChanges(const StepPlan& plan) {
+  for (const CacheHit& hit : plan.cache_hits) {
     if (!hit.again) open_.at(hit.id)->cached += hit.tokens;
   }
-  for (size_t i = 0; i < plan_.preempted.size(); ++i) observer_->OnPreempted();
+  for (size_t i = 0; i < plan.preempted.size(); ++i) observer_->OnPreempted();
   const SchedulerStats& stats = scheduler_.stats();
   if (stats.cache_query_tokens != cache_queries_ || stats.cache_hit_tokens != cache_hits_) {
     observer_->OnCacheLookup(static_cast<int32_t>(stats.cache_query_tokens - cache_queries_),
@@ -208,13 +244,13 @@ void EngineLoop::NoteChanges() {
     cache_hits_ = stats.cache_hit_tokens;
   }
   const int64_t now_ns = SteadyNowNs();
-  for (const Admission& admission : plan_.admitted) {
+  for (const Admission& admission : plan.admitted) {
     if (admission.again) continue;
     const OpenRequest& request = *open_.at(admission.id);
     observer_->OnAdmitted(absl::Nanoseconds(now_ns - request.submitted_ns), request.prompt_tokens(),
                           request.cached_tokens());
   }
-  if (!plan_.admitted.empty() || !plan_.preempted.empty()) PublishLoad(0);
+  if (!plan.admitted.empty() || !plan.preempted.empty()) PublishLoad(0);
 }
 
 void EngineLoop::BuildChunks() {
@@ -338,8 +374,10 @@ void EngineLoop::Settle(Outcome& outcome) {
     request.lookup.Report(chunk.drafts, outcome.chosen - 1);
     observer_->OnDraft(chunk.drafts, outcome.chosen - 1);
   }
-  const int32_t right = std::max(0, outcome.chosen - 1);
-  scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, outcome.chosen);
+  if (!advanced_) {
+    const int32_t right = std::max(0, outcome.chosen - 1);
+    scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, outcome.chosen);
+  }
   if (outcome.ending) End(request, *std::move(outcome.ending));
 }
 
@@ -376,7 +414,7 @@ void EngineLoop::EndAll(FinishReason reason, absl::string_view error) {
 
 void EngineLoop::End(OpenRequest& request, Ending ending) {
   const auto node = open_.extract(request.id);
-  scheduler_.Remove(request.id);
+  if (scheduler_.Remove(request.id)) planned_ahead_ = false;
   // An answer with a hole in it is not whole, whatever ended it.
   if (!Deliver(request) && ending.reason != FinishReason::kError) {
     ending = Ending{FinishReason::kCancelled};

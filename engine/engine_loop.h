@@ -46,8 +46,10 @@ class EngineLoop : private TokenSource {
   void WorkBesideStep();
   // False if the request's reader is too slow: it has to end.
   bool Deliver(OpenRequest& request);
-  void ProposeDrafts();
-  void NoteChanges();
+  bool ProposeDrafts();  // whether there are any
+  void Plan();
+  void PlanAhead();
+  void NoteChanges(const StepPlan& plan);
   void BuildChunks();
   // The rows of a planned chunk: which, and what becomes of each.
   void AddRows(const PlannedChunk& planned, const OpenRequest& request);
@@ -88,6 +90,12 @@ class EngineLoop : private TokenSource {
   std::vector<std::unique_ptr<OpenRequest>> arrived_;
   bool look_for_cancelled_ = false;
   int64_t cache_queries_ = 0, cache_hits_ = 0;  // reported so far
+
+  // The step behind the running one was planned while that runs, and nothing has happened since
+  // that would change its plan.
+  bool planned_ahead_ = false;
+  StepPlan next_plan_;
+  bool advanced_ = false;  // the scheduler knows of the running step as if it were done
 
   // Of the running step, kept for their memory.
   StepPlan plan_;

@@ -72,14 +72,16 @@ class Executor {
 
   // The same in two halves, so that the caller can work beside a device: Submit starts the step,
   // Wait ends it, as ForwardAndChoose does, or Forward where chooses_tokens() is false. In between,
-  // chunks and all that they point to stay as they are, logits and tokens mean nothing, and no
-  // other function but limits() and chooses_tokens() may be called. No Wait behind a Submit that
-  // failed. An executor without a device of its own runs the whole step in Wait.
+  // logits and tokens mean nothing, and no other function may be called but those that are const.
+  // No Wait behind a Submit that failed. An executor without a device of its own runs the whole
+  // step in Wait: where copies_chunks() is false, chunks and all that they point to stay as they
+  // are until then.
   virtual absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
                               int32_t* tokens) {
     submitted_ = {chunks, logits, tokens};
     return absl::OkStatus();
   }
+  virtual bool copies_chunks() const { return false; }
   virtual absl::Status Wait() {
     const auto [chunks, logits, tokens] = submitted_;
     return chooses_tokens() ? ForwardAndChoose(chunks, logits, tokens) : Forward(chunks, logits);
