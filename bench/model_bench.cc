@@ -4,7 +4,7 @@
 // the same run.
 //
 //   model_bench BUNDLE [--threads N] [--prefill 512] [--decode 64] [--batch 1] [--repeat 5]
-//   [--profile] [--json]
+//   [--pin-threads] [--profile] [--json]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -46,7 +46,7 @@ double WeightBytes(const IntegerModel& model) {
 struct Options {
   std::string bundle;
   int threads = 0, prefill = 512, decode = 64, batch = 1, repeat = 5;
-  bool json = false, profile = false;
+  bool json = false, profile = false, pin = false;
 };
 
 // Multiplications for one token and bytes of weights of each linear part of a step.
@@ -163,6 +163,7 @@ absl::Status Main(const Options& o) {
   CpuExecutorOptions options;
   options.threads = o.threads;
   options.profile = o.profile;
+  options.pin_threads = o.pin;
   options.max_step_logits = std::max(64, o.batch);
   absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
       CpuExecutor::Create(std::move(bundle->model), options);
@@ -223,6 +224,7 @@ int main(int argc, char** argv) {
   CLI::App app("Prefill and decode speed of a bundle on this machine");
   app.add_option("bundle", o.bundle, "model.fixpoint")->required();
   app.add_option("--threads", o.threads, "0: all")->check(CLI::Range(0, 1024));
+  app.add_flag("--pin-threads", o.pin, "a CPU for each thread but the first");
   app.add_option("--prefill", o.prefill, "prompt tokens")->check(CLI::Range(1, 100000));
   app.add_option("--decode", o.decode, "steps")->check(CLI::Range(1, 100000));
   app.add_option("--batch", o.batch, "sequences")->check(CLI::Range(1, 256));

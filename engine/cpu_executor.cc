@@ -74,7 +74,8 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(
   const int32_t threads =
       options.threads > 0 ? options.threads : std::min(AvailableCpuCount(), kMaxThreads);
   try {
-    std::unique_ptr<CpuExecutor> executor(new CpuExecutor(std::move(model), ops, threads));
+    std::unique_ptr<CpuExecutor> executor(
+        new CpuExecutor(std::move(model), ops, threads, options.pin_threads));
     RETURN_IF_ERROR(executor->SetUp(options));
     return executor;
   } catch (const std::bad_alloc&) {
@@ -83,8 +84,8 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(
   }
 }
 
-CpuExecutor::CpuExecutor(IntegerModel model, const Ops* ops, int32_t threads)
-    : model_(std::move(model)), ops_(ops), pool_(threads) {}
+CpuExecutor::CpuExecutor(IntegerModel model, const Ops* ops, int32_t threads, bool pin_threads)
+    : model_(std::move(model)), ops_(ops), pool_(threads, {.pin_threads = pin_threads}) {}
 
 absl::Status CpuExecutor::SetUp(const CpuExecutorOptions& options) {
   const int64_t block_bytes = KvBlockBytes(model_.config);

@@ -28,6 +28,7 @@ struct CpuExecutorOptions {
   int32_t max_step_logits = 64;   // [1, max_step_tokens]; costs 4 bytes * vocabulary each
   const Ops* ops = nullptr;       // null: SelectOps() of kernels/cpu/dispatch.h
   bool profile = false;           // clock the parts of each step
+  bool pin_threads = false;       // see ThreadPoolOptions
 };
 
 // Bytes of one KV block over all layers.
@@ -68,7 +69,7 @@ class CpuExecutor final : public Executor {
   const StepClock& clock() const { return clock_; }
 
  private:
-  CpuExecutor(IntegerModel model, const Ops* ops, int32_t threads);
+  CpuExecutor(IntegerModel model, const Ops* ops, int32_t threads, bool pin_threads);
   absl::Status SetUp(const CpuExecutorOptions& options);
   void PackModel();
   LlamaLinear Pack(LinearWeights& linear);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "bundle/test_model.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -222,6 +223,43 @@ TEST_P(CpuExecutorTest, SameLogitsForScrambledBlockTables) {
 TEST_P(CpuExecutorTest, SameLogitsBesideOtherSequences) {
   for (const int32_t threads : {1, 2}) BesideOtherSequences(threads);
 }
+
+// With few sequences and many keys, several workers share the keys of one of them.
+TEST(CpuExecutorLongContextTest, SingleTokensHaveTheSameLogitsOnSeveralThreads) {
+  const TestModelOptions model = {
+      .seed = 17, .heads = 6, .kv_heads = 2, .context = 1280, .prefix_tokens = 1};
+  const auto long_tokens = RandomTokens(1200, model.vocab, 1);
+  const auto short_tokens = RandomTokens(30, model.vocab, 2);
+  const std::vector<int32_t> last = {0};
+  const auto blocks = Identity(20), short_blocks = std::vector<int32_t>{20};
+  const auto chunk = [&](const std::vector<int32_t>& tokens, const std::vector<int32_t>& table) {
+    return SequenceChunk{.token_ids = absl::MakeConstSpan(tokens).last(1),
+                         .position = static_cast<int32_t>(tokens.size()) - 1,
+                         .block_table = table,
+                         .logit_indices = last};
+  };
+  Logits expected;
+  for (const absl::string_view level : SupportedOps()) {
+    for (const int32_t threads : {1, 2, 3, 5}) {
+      if (level == "reference" && threads > 1) continue;
+      SCOPED_TRACE(absl::StrCat(level, ", ", threads, " threads"));
+      auto executor = MakeExecutor(model, threads, FindOps(level));
+      AllLogits(*executor, long_tokens, 256, blocks);
+      AllLogits(*executor, short_tokens, 30, short_blocks);
+      Logits alone(static_cast<size_t>(model.vocab)), beside(2 * alone.size());
+      ASSERT_TRUE(executor->Forward({chunk(long_tokens, blocks)}, alone.data()).ok());
+      ASSERT_TRUE(executor
+                      ->Forward({chunk(short_tokens, short_blocks), chunk(long_tokens, blocks)},
+                                beside.data())
+                      .ok());
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(),
+                             beside.begin() + static_cast<std::ptrdiff_t>(alone.size())));
+      if (expected.empty()) expected = beside;
+      EXPECT_EQ(beside, expected);
+    }
+  }
+}
+
 TEST(CpuExecutorLimitsTest, RefusesWhatBreaksTheRules) {
   auto executor = MakeExecutor({.context = 128, .prefix_tokens = 1}, 1);
   ASSERT_EQ(executor->limits().max_sequence_tokens, 127);

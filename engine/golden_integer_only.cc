@@ -1,12 +1,15 @@
 // golden_integer_only BUNDLE [portable|reference] [CHUNK_TOKENS]
-// Prints the golden digest of a bundle, computed by kernels and a forward pass that were compiled
-// with -mgeneral-regs-only: a floating-point instruction in them would have been a compile error.
-// Reading the file and hashing are ordinary code. The program links neither fixpoint_engine nor
-// fixpoint_kernels, so no other build of these functions is in it.
+// Prints the golden digest of a bundle, and on stderr the time it took, computed by kernels and a
+// forward pass that were compiled with -mgeneral-regs-only: a floating-point instruction in them
+// would have been a compile error. Reading the file and hashing are ordinary code. The program
+// links neither fixpoint_engine nor fixpoint_kernels, so no other build of these functions is in
+// it.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "base/status_macros.h"
@@ -30,7 +33,17 @@ absl::StatusOr<std::string> Digest(const std::string& path, const Ops& ops, int3
   ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Create(std::move(bundle.tokenizer)));
   ASSIGN_OR_RETURN(const auto executor,
                    CpuExecutor::Create(std::move(bundle.model), {.ops = &ops}));
-  return GoldenDigest(*executor, GoldenPrompts(*tokenizer), chunk_tokens);
+  const std::vector<std::vector<int32_t>> prompts = GoldenPrompts(*tokenizer);
+  int64_t tokens = 0;
+  for (const std::vector<int32_t>& prompt : prompts) tokens += static_cast<int64_t>(prompt.size());
+  const auto start = std::chrono::steady_clock::now();
+  absl::StatusOr<std::string> digest = GoldenDigest(*executor, prompts, chunk_tokens);
+  const int64_t ms = std::chrono::duration_cast<std::chrono::milliseconds>(
+                         std::chrono::steady_clock::now() - start)
+                         .count();
+  std::fprintf(stderr, "%s kernels, %d threads: %lld tokens with all logits in %lld ms\n", ops.name,
+               executor->threads(), static_cast<long long>(tokens), static_cast<long long>(ms));
+  return digest;
 }
 
 int Main(int argc, char** argv) {

@@ -93,6 +93,27 @@ struct AttentionCase {
     return cache;
   }
 
+  AttentionArgs Args(Aligned<int8_t>& cache, int32_t begin, int32_t end, Site& out, void* scratch) {
+    return {q.data(),
+            static_cast<size_t>(channels),
+            shape.tokens,
+            shape.position,
+            shape.kv_heads * shape.group,
+            shape.kv_heads,
+            shape.head_dim,
+            begin,
+            end,
+            {cache.data(), block_stride},
+            block_table.data(),
+            prefix_k.data(),
+            prefix_v.data(),
+            shape.prefix,
+            scores.data(),
+            {multipliers.data(), 0, requantize_k},
+            out.planes(),
+            scratch};
+  }
+
   Site Run(const Ops& ops) {
     Aligned<int8_t> cache = Cache(ops);
     Site out(shape.tokens, channels, shape.wide);
@@ -102,24 +123,23 @@ struct AttentionCase {
     std::memset(scratch.data(), 0xa5, scratch.size());
     const int32_t split = shape.kv_heads / 2;  // two calls, as two threads would
     for (const auto& [begin, end] : {std::pair(0, split), std::pair(split, shape.kv_heads)}) {
-      ops.attention({q.data(),
-                     static_cast<size_t>(channels),
-                     shape.tokens,
-                     shape.position,
-                     shape.kv_heads * shape.group,
-                     shape.kv_heads,
-                     shape.head_dim,
-                     begin,
-                     end,
-                     {cache.data(), block_stride},
-                     block_table.data(),
-                     prefix_k.data(),
-                     prefix_v.data(),
-                     shape.prefix,
-                     scores.data(),
-                     {multipliers.data(), 0, requantize_k},
-                     out.planes(),
-                     scratch.data()});
+      ops.attention(Args(cache, begin, end, out, scratch.data()));
+    }
+    return out;
+  }
+
+  // One token's, stage by stage, the parts of a stage last to first.
+  Site RunByParts(const Ops& ops, int32_t parts) {
+    Aligned<int8_t> cache = Cache(ops);
+    Site out(1, channels, shape.wide);
+    for (int32_t head = 0; head < shape.kv_heads; ++head) {
+      Aligned<uint8_t> scratch(
+          ops.attention_parts->bytes(keys, parts, shape.group, shape.head_dim));
+      std::memset(scratch.data(), 0xa5, scratch.size());
+      const AttentionArgs args = Args(cache, head, head + 1, out, scratch.data());
+      for (int32_t i = parts - 1; i >= 0; --i) ops.attention_parts->score(args, i, parts);
+      for (int32_t i = parts - 1; i >= 0; --i) ops.attention_parts->weigh(args, i, parts);
+      ops.attention_parts->finish(args, parts);
     }
     return out;
   }
@@ -141,6 +161,15 @@ class AttentionTest : public LevelTest {
     AttentionCase c(shape, seed);
     const Site expected = c.Run(reference());
     ASSERT_TRUE(Same(expected, c.Run(level()))) << Describe(shape);
+    CompareParts(c, expected);
+  }
+  // Also more parts than blocks of keys.
+  void CompareParts(AttentionCase& c, const Site& expected) {
+    if (c.shape.tokens != 1 || level().attention_parts == nullptr) return;
+    for (const int32_t parts : {1, 2, 3, 8}) {
+      ASSERT_TRUE(Same(expected, c.RunByParts(level(), parts)))
+          << Describe(c.shape) << ", " << parts << " parts";
+    }
   }
 };
 
@@ -268,7 +297,7 @@ TEST_P(AttentionTest, ManyKeysAgree) {
 // Equal keys give the largest numerators everywhere, extreme values the largest sums.
 TEST_P(AttentionTest, LargestSumsAgree) {
   for (const int sign : {1, -1}) {
-    AttentionCase c({2, 20000, 1, 2, 16, 4, true}, 5);
+    AttentionCase c({1, 20000, 1, 2, 16, 4, true}, 5);
     std::memset(c.k.data(), 127, c.k.size());
     std::memset(c.v.data(), sign * 127, c.v.size());
     std::memset(c.q.data(), 127, c.q.size());
@@ -276,7 +305,9 @@ TEST_P(AttentionTest, LargestSumsAgree) {
       c.prefix_k[i] = 127;
       c.prefix_v[i] = static_cast<int16_t>(sign * 32767);
     }
-    ASSERT_TRUE(Same(c.Run(reference()), c.Run(level()))) << sign;
+    const Site expected = c.Run(reference());
+    ASSERT_TRUE(Same(expected, c.Run(level()))) << sign;
+    ASSERT_NO_FATAL_FAILURE(CompareParts(c, expected)) << sign;
   }
 }
 

@@ -192,6 +192,19 @@ struct AttentionArgs {
   void* scratch;              // attention_scratch_bytes(), 64-byte aligned, one per thread
 };
 
+// The same for one token and one kv head (kv_head_end = kv_head_begin + 1) by several threads, each
+// with a part of the keys: score for all parts, then weigh for all parts, then finish, which writes
+// the output. Sums over parts are exact, so the result is that of `attention`. Parts of one stage
+// may run at once, with the same args; args.scratch is shared by all of them, bytes() in size, and
+// keeps its contents from stage to stage.
+struct AttentionParts {
+  // keys: cache positions, the token's own included. group: query heads of the kv head.
+  size_t (*bytes)(int32_t keys, int32_t parts, int32_t group, int32_t head_dim);
+  void (*score)(const AttentionArgs&, int32_t part, int32_t parts);  // part in [0, parts)
+  void (*weigh)(const AttentionArgs&, int32_t part, int32_t parts);
+  void (*finish)(const AttentionArgs&, int32_t parts);
+};
+
 // h = clamp(h + rs64(int64(acc) * M, n), +-kResidualLimit), h within the limit before
 struct ResidualAddArgs {
   const int32_t* acc;  // [tokens][acc_stride]
@@ -254,6 +267,7 @@ struct Ops {
   size_t (*attention_scratch_bytes)(int32_t max_tokens, int32_t max_keys, int32_t num_heads,
                                     int32_t kv_heads, int32_t head_dim);
   void (*attention)(const AttentionArgs&);
+  const AttentionParts* attention_parts;  // null where the level has none
   void (*residual_add)(const ResidualAddArgs&);
   void (*swiglu)(const SwiGluArgs&);
   void (*logits)(const LogitsArgs&);

@@ -44,6 +44,8 @@ void AddFlags(CLI::App* app, Flags* flags, fixpoint::DaemonOptions* options) {
   app->add_option("--threads", options->load.threads, "Compute threads; 0: all CPUs")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  app->add_flag("--pin-threads", options->load.pin_threads,
+                "Bind compute threads to a CPU each: for machines that run nothing else");
   app->add_option("--device", options->load.device, "Device to compute on")->capture_default_str();
   app->add_option("--tensor-parallel", options->load.tensor_parallel,
                   "GPUs, from the one that --device names on, that share the model: 1, 2, 4 or 8")

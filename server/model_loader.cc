@@ -84,6 +84,7 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateCpuExecutor(IntegerModel model,
                                                             const LoadOptions& options,
                                                             CpuExecutorOptions executor_options) {
   executor_options.threads = options.threads;
+  executor_options.pin_threads = options.pin_threads;
   executor_options.kv_cache_bytes = options.kv_cache_bytes;
   if (executor_options.kv_cache_bytes == 0) {
     ASSIGN_OR_RETURN(const int64_t free_bytes, AvailableMemoryBytes());

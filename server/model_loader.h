@@ -17,6 +17,7 @@ struct LoadOptions {
   int tensor_parallel = 1;           // GPUs from N on that share the model: 1, 2, 4 or 8
   std::string cuda_algorithm_cache;  // file of engine/algorithm_cache.h; "": none
   int threads = 0;                   // 0: every CPU that the process may use
+  bool pin_threads = false;          // but the engine's own to a CPU each
   int64_t kv_cache_bytes = 0;  // 0: AutomaticKvCacheBytes; on a GPU nine tenths of what is free
   int max_queue_requests = 256;
   int64_t max_queue_tokens = 1 << 20;

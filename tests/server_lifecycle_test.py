@@ -119,7 +119,7 @@ def test_drain_finishes_running_streams(tiny_bundle, api):
 
 
 def test_draining_server_refuses_new_calls(tiny_bundle, api):
-    server = ready_server(tiny_bundle, "--drain-notice", "0", "--drain-timeout", "60", "--threads", "1")
+    server = ready_server(tiny_bundle, "--drain-notice", "0", "--drain-timeout", "60", "--threads", "2", "--pin-threads")
     try:
         stub = api[1].GenerationStub(server.channel)
         model = stub.GetModel(api[0].GetModelRequest(), timeout=10)

@@ -11,7 +11,8 @@ Each peer is the Python of an environment that has it; peers that are not given 
     openvino      pip install openvino-genai
     ctranslate2   pip install ctranslate2 transformers torch gguf
 llama.cpp requantizes the GGUF to Q8_0 for itself and OpenVINO; transformers and ctranslate2 convert it to int8. Both are kept beside
-the bundle. About 8 minutes.
+the bundle. About 15 minutes. FIXPOINT_ISA=vnni or avx2 holds our side to that level: llama.cpp then has to be built for it, with
+GGML_NATIVE=OFF and the options of the level. For a model of 1.1 billion parameters: make_random_model.py, and --steps 16.
 """
 import argparse
 import json
@@ -38,9 +39,9 @@ def run(*command):
     return done.stdout
 
 
-def ours(bench, bundle, cell):
+def ours(bench, bundle, cell, steps):
     kind, number = cell.split()
-    shape = ["--prefill", number, "--decode", 1] if kind == "prefill" else ["--prefill", 16, "--decode", 64, "--batch", number]
+    shape = ["--prefill", number, "--decode", 1] if kind == "prefill" else ["--prefill", 16, "--decode", steps, "--batch", number]
     return json.loads(run(bench, bundle, "--json", "--repeat", 3, "--threads", 2, *shape))[f"{kind}_tokens_per_s"]
 
 
@@ -53,6 +54,7 @@ def main():
     parser.add_argument("--openvino-python")
     parser.add_argument("--ctranslate2-python")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=64, help="tokens of each sequence of a decode cell")
     parser.add_argument("--cells", nargs="*", default=CELLS)
     a = parser.parse_args()
     q8, ct2 = a.bundle.with_suffix(".Q8_0.gguf"), a.bundle.with_suffix(".ctranslate2")
@@ -65,9 +67,9 @@ def main():
     rates = {name: {cell: [] for cell in a.cells} for name in ("fixpoint", *peers)}
     for number in range(a.rounds):
         for cell in a.cells:
-            rates["fixpoint"][cell].append(ours(a.bench, a.bundle, cell))
+            rates["fixpoint"][cell].append(ours(a.bench, a.bundle, cell, a.steps))
             for name, (python, model) in peers.items():
-                rates[name][cell].append(json.loads(run(python, HERE / "peer.py", name, model, cell).splitlines()[-1])[cell])
+                rates[name][cell].append(json.loads(run(python, HERE / "peer.py", name, model, cell, "--steps", a.steps).splitlines()[-1])[cell])
             print(f"round {number + 1}, {cell}: " + ", ".join(f"{name} {rates[name][cell][-1]:.0f}" for name in rates), flush=True)
     print(f"\n| tokens/s, medians of {a.rounds} | fixpoint | " + " | ".join(peers) + " | ratio to the best peer |")
     print("| --- |" + " --- |" * (len(peers) + 2))

@@ -2,22 +2,23 @@
 """One engine's speed in the cells of compare.py, as one line of JSON: {cell: tokens/s}. Runs in a process of its own, with the Python of
 the environment that the engine is installed in.
 
-    peer.py llama.cpp   MODEL.Q8_0.gguf CELL...
+    peer.py llama.cpp   MODEL.Q8_0.gguf CELL... [--steps 64]
     peer.py openvino    MODEL.Q8_0.gguf CELL...
     peer.py ctranslate2 DIR CELL...          made by prepare_ctranslate2.py
 
-A cell is "prefill N" (one prompt of N tokens until its first token is there) or "decode B" (B sequences with short prompts, 64 tokens each:
-tokens a second of all together, the prompts' time taken off).
+A cell is "prefill N" (one prompt of N tokens until its first token is there) or "decode B" (B sequences with short prompts, --steps tokens
+each: tokens a second of all together, the prompts' time taken off).
 """
+import argparse
 import json
 import statistics
 import sys
 import time
 
 THREADS = 2
-DECODE_STEPS = 64
 SHORT_PROMPT = 16
 REPEATS = 3
+VOCABULARY = 31000  # ids that every model here has, where the engine does not tell
 
 
 def prompt(length, vocabulary, salt=0):
@@ -37,9 +38,9 @@ def median_seconds(run):
 class LlamaCpp:
     """The C API of llama-cpp-python: its Python wrapper copies every row of logits."""
 
-    def __init__(self, path):
+    def __init__(self, path, steps):
         import llama_cpp
-        self.c = llama_cpp
+        self.c, self.steps = llama_cpp, steps
         self.model = llama_cpp.Llama(path, n_ctx=64, n_threads=THREADS, verbose=False)
         self.vocabulary = self.model.n_vocab()
 
@@ -79,7 +80,7 @@ class LlamaCpp:
         return length / median_seconds(run)
 
     def batch(self, count):
-        context = self.context(count * (SHORT_PROMPT + DECODE_STEPS + 16), count)
+        context = self.context(count * (SHORT_PROMPT + self.steps + 16), count)
         batch = self.c.llama_batch_init(count * SHORT_PROMPT, 0, 1)
         rates = []
         for _ in range(REPEATS + 1):
@@ -88,10 +89,10 @@ class LlamaCpp:
                               for i, token in enumerate(prompt(SHORT_PROMPT, self.vocabulary, s))])
             self.decode(context, batch)
             start = time.perf_counter()
-            for step in range(DECODE_STEPS):
+            for step in range(self.steps):
                 self.fill(batch, [((step * 31 + s) % self.vocabulary, SHORT_PROMPT + step, s, True) for s in range(count)])
                 self.decode(context, batch)
-            rates.append(count * DECODE_STEPS / (time.perf_counter() - start))
+            rates.append(count * self.steps / (time.perf_counter() - start))
         return statistics.median(rates[1:])
 
 
@@ -109,18 +110,20 @@ class Generating:
         return length / median_seconds(lambda: self.generate(self.fresh(length), 1))
 
     def batch(self, count):
-        long = median_seconds(lambda: self.generate(self.fresh(SHORT_PROMPT, count), 1 + DECODE_STEPS))
-        return count * DECODE_STEPS / (long - median_seconds(lambda: self.generate(self.fresh(SHORT_PROMPT, count), 1)))
+        long = median_seconds(lambda: self.generate(self.fresh(SHORT_PROMPT, count), 1 + self.steps))
+        return count * self.steps / (long - median_seconds(lambda: self.generate(self.fresh(SHORT_PROMPT, count), 1)))
 
 
 class OpenVino(Generating):
-    def __init__(self, path):
+    vocabulary = VOCABULARY
+
+    def __init__(self, path, steps):
         import numpy
         import openvino
         import openvino_genai
         self.numpy, self.ov, self.genai = numpy, openvino, openvino_genai
         self.pipeline = openvino_genai.LLMPipeline(path, "CPU", INFERENCE_NUM_THREADS=THREADS)
-        self.vocabulary = 49000
+        self.steps = steps
 
     def generate(self, ids, tokens):
         array = self.numpy.array(ids, dtype=self.numpy.int64)
@@ -135,12 +138,14 @@ class OpenVino(Generating):
 
 
 class CTranslate2(Generating):
-    def __init__(self, path):
+    vocabulary = VOCABULARY
+
+    def __init__(self, path, steps):
         import ctranslate2
         self.generator = ctranslate2.Generator(path, device="cpu", compute_type="int8", intra_threads=THREADS, inter_threads=1)
         with open(f"{path}/vocabulary.json", encoding="utf-8") as file:
             self.words = json.load(file)
-        self.vocabulary = 49000
+        self.steps = steps
 
     def generate(self, ids, tokens):
         result = self.generator.generate_batch([[self.words[i] for i in row] for row in ids], max_length=tokens, min_length=tokens,
@@ -150,9 +155,15 @@ class CTranslate2(Generating):
 
 
 def main():
-    engine = {"llama.cpp": LlamaCpp, "openvino": OpenVino, "ctranslate2": CTranslate2}[sys.argv[1]](sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=["llama.cpp", "openvino", "ctranslate2"])
+    parser.add_argument("model")
+    parser.add_argument("cells", nargs="+")
+    parser.add_argument("--steps", type=int, default=64)
+    a = parser.parse_args()
+    engine = {"llama.cpp": LlamaCpp, "openvino": OpenVino, "ctranslate2": CTranslate2}[a.engine](a.model, a.steps)
     rates = {}
-    for cell in sys.argv[3:]:
+    for cell in a.cells:
         kind, number = cell.split()
         rates[cell] = engine.prefill(int(number)) if kind == "prefill" else engine.batch(int(number))
     print(json.dumps(rates))

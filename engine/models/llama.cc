@@ -18,6 +18,10 @@ constexpr int32_t kSegmentTokens = 64;
 constexpr int32_t kLeastSegmentTokens = 16;
 constexpr size_t kAttentionScratchBytes = size_t{16} << 20;
 
+// Fewer tasks of attention for each worker than that are cut into parts of at least so many keys.
+constexpr int32_t kTasksPerWorker = 4;
+constexpr int32_t kPartKeys = 256;
+
 // A step works in tiles when there are so many for each worker; below, the weights are what takes
 // time, and each should be read by one worker only.
 constexpr int32_t kTilesPerWorker = 2;
@@ -196,6 +200,7 @@ class Step {
       tokens_ += chunk.tokens;
     }
     if (by_tiles_) s_.tile_segments[num_tiles_] = num_segments_;
+    key_parts_ = KeyParts();
   }
 
   // Small enough that one chunk alone keeps all workers busy: a prompt's attention takes far longer
@@ -347,6 +352,7 @@ class Step {
     };
     const auto head_of = [&](int32_t index) { return index / num_segments_; };
     const bool together = whole_chunks_ && !by_tiles_;
+    if (key_parts_ > 1) return AttentionByParts(layer, kv, tasks);
     if (!together && !by_tiles_) {
       Parallel(tasks, [&](int32_t index, int32_t) {
         PrepareHead(layer, kv, segment_of(index), head_of(index));
@@ -354,8 +360,55 @@ class Step {
     }
     Parallel(tasks, [&](int32_t index, int32_t worker) {
       if (together) PrepareHead(layer, kv, segment_of(index), head_of(index));
-      AttendHead(layer, kv, segment_of(index), head_of(index), worker);
+      ops_.attention(AttentionOf(layer, kv, segment_of(index), head_of(index),
+                                 s_.attention + static_cast<size_t>(worker) * s_.attention_stride));
     });
+  }
+
+  // How many parts the keys of each (sequence, kv head) are cut into: more than one if all chunks
+  // are single tokens, too few for the workers, with keys enough to be worth the waiting in
+  // between.
+  int32_t KeyParts() const {
+    const AttentionParts* const parts = ops_.attention_parts;
+    const int32_t tasks = num_chunks_ * m_.num_key_value_heads;
+    if (parts == nullptr || hook_.workers == 1 || tokens_ > num_chunks_ ||
+        tasks >= kTasksPerWorker * hook_.workers) {
+      return 1;
+    }
+    // The same number of them for each worker, if all have the same length.
+    int32_t count = RoundUp(CeilDiv(kTasksPerWorker * hook_.workers, tasks), hook_.workers);
+    count = Min(count, LongestKeys() / kPartKeys);
+    return count > 1 && tasks * PartsBytes(count) <= hook_.workers * s_.attention_stride ? count
+                                                                                         : 1;
+  }
+  int32_t LongestKeys() const {
+    int32_t keys = 0;
+    for (int32_t c = 0; c < num_chunks_; ++c) keys = Max(keys, chunks_[c].position + 1);
+    return keys;
+  }
+  // Of what the parts of a task share.
+  size_t PartsBytes(int32_t parts) const {
+    return RoundUpBytes(ops_.attention_parts->bytes(LongestKeys(), parts, Group(), m_.head_dim));
+  }
+
+  // Stages of AttentionParts over the memory of all workers.
+  void AttentionByParts(const LlamaLayer& layer, const KvLayer& kv, int32_t tasks) {
+    const AttentionParts& parts = *ops_.attention_parts;
+    const size_t stride = PartsBytes(key_parts_);
+    const auto args = [&](int32_t index) {
+      return AttentionOf(layer, kv, s_.segments[index % num_segments_], index / num_segments_,
+                         s_.attention + static_cast<size_t>(index) * stride);
+    };
+    Parallel(tasks, [&](int32_t index, int32_t) {
+      PrepareHead(layer, kv, s_.segments[index % num_segments_], index / num_segments_);
+    });
+    Parallel(tasks * key_parts_, [&](int32_t index, int32_t) {
+      parts.score(args(index / key_parts_), index % key_parts_, key_parts_);
+    });
+    Parallel(tasks * key_parts_, [&](int32_t index, int32_t) {
+      parts.weigh(args(index / key_parts_), index % key_parts_, key_parts_);
+    });
+    Parallel(tasks, [&](int32_t index, int32_t) { parts.finish(args(index), key_parts_); });
   }
 
   // From the accumulators of the whole step.
@@ -422,27 +475,27 @@ class Step {
                        .out_stride = out_stride});
   }
 
-  void AttendHead(const LlamaLayer& layer, const KvLayer& kv, const LlamaSegment& segment,
-                  int32_t kv_head, int32_t worker) {
+  AttentionArgs AttentionOf(const LlamaLayer& layer, const KvLayer& kv, const LlamaSegment& segment,
+                            int32_t kv_head, void* scratch) {
     const LlamaChunk& chunk = chunks_[segment.chunk];
-    ops_.attention({.q = s_.q + static_cast<size_t>(segment.row) * s_.q_stride,
-                    .q_stride = s_.q_stride,
-                    .tokens = segment.count,
-                    .position = chunk.position + segment.first,
-                    .num_heads = m_.num_attention_heads,
-                    .kv_heads = m_.num_key_value_heads,
-                    .head_dim = m_.head_dim,
-                    .kv_head_begin = kv_head,
-                    .kv_head_end = kv_head + 1,
-                    .cache = kv,
-                    .block_table = chunk.block_table,
-                    .prefix_k = layer.prefix_k,
-                    .prefix_v = layer.prefix_v,
-                    .prefix_tokens = m_.prefix_tokens,
-                    .scores = layer.scores,
-                    .requantize = layer.attn_out,
-                    .out = Rows(s_.attended, segment.row, layer.attn_out_wide),
-                    .scratch = s_.attention + static_cast<size_t>(worker) * s_.attention_stride});
+    return {.q = s_.q + static_cast<size_t>(segment.row) * s_.q_stride,
+            .q_stride = s_.q_stride,
+            .tokens = segment.count,
+            .position = chunk.position + segment.first,
+            .num_heads = m_.num_attention_heads,
+            .kv_heads = m_.num_key_value_heads,
+            .head_dim = m_.head_dim,
+            .kv_head_begin = kv_head,
+            .kv_head_end = kv_head + 1,
+            .cache = kv,
+            .block_table = chunk.block_table,
+            .prefix_k = layer.prefix_k,
+            .prefix_v = layer.prefix_v,
+            .prefix_tokens = m_.prefix_tokens,
+            .scores = layer.scores,
+            .requantize = layer.attn_out,
+            .out = Rows(s_.attended, segment.row, layer.attn_out_wide),
+            .scratch = scratch};
   }
 
   void SwiGluRows(const LlamaLayer& layer) {
@@ -534,6 +587,7 @@ class Step {
   int32_t num_segments_ = 0;
   int32_t num_tiles_ = 0;
   bool by_tiles_ = false;
+  int32_t key_parts_ = 1;
   bool whole_chunks_ = true;  // no chunk has more than one segment
 };
 

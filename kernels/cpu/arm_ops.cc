@@ -18,6 +18,7 @@ constexpr Ops kNeonOps = {
     neon::KvWrite,
     neon::AttentionScratchBytes,
     neon::Attention,
+    nullptr,
     neon::ResidualAdd,
     neon::SwiGlu,
     neon::Logits,

@@ -214,10 +214,11 @@ struct WordNumerators {
   __m512i largest, factor, half, shift, whole, first;
 };
 
-FIXPOINT_INLINE void FindLargest(const int32_t* scores, Row& row) {
+// The largest of `keys` scores and what `row` has so far.
+FIXPOINT_INLINE void FindLargest(const int32_t* scores, int32_t keys, Row& row) {
   __m512i largest = _mm512_set1_epi32(row.largest);
-  for (int32_t j = 0; j < row.keys; j += 16) {
-    largest = _mm512_mask_max_epi32(largest, TailMask16(row.keys - j), largest,
+  for (int32_t j = 0; j < keys; j += 16) {
+    largest = _mm512_mask_max_epi32(largest, TailMask16(keys - j), largest,
                                     _mm512_load_si512(scores + j));
   }
   row.largest = _mm512_reduce_max_epi32(largest);
@@ -272,7 +273,7 @@ FIXPOINT_INLINE __m512i BlockNumerators(const MakeNumerators& numerators, const 
   return _mm512_madd_epi16(_mm512_add_epi16(e[0], e[1]), _mm512_set1_epi16(1));
 }
 
-// Of a row's scores, zero up to `padded` keys (a multiple of 64).
+// Of `keys` scores, zero up to `padded` keys (a multiple of 64).
 template <typename MakeNumerators>
 FIXPOINT_INLINE __m512i NumeratorPlanes(const MakeNumerators& numerators, const int32_t* scores,
                                         int32_t keys, int32_t padded, uint8_t* high, uint8_t* low) {
@@ -289,6 +290,17 @@ FIXPOINT_INLINE __m512i NumeratorPlanes(const MakeNumerators& numerators, const 
   return total;
 }
 
+// The same with the row's largest score known.
+FIXPOINT_INLINE __m512i RowPlanes(const KvHead& kv_head, const Row& row, const int32_t* scores,
+                                  int32_t keys, int32_t padded, uint8_t* high, uint8_t* low) {
+  const ScoreParams& params = kv_head.args.scores[row.head];
+  if (WordNumerators::Fits(params)) {
+    return NumeratorPlanes(WordNumerators(MakeWordScale(params, row.largest)), scores, keys, padded,
+                           high, low);
+  }
+  return NumeratorPlanes(Numerators(params, row.largest), scores, keys, padded, high, low);
+}
+
 // A row's prefix numerators and reciprocal, from the lanes of its other numerators' sum: at most
 // kMaxContext numerators below 2^14, below 2^31.
 FIXPOINT_INLINE void EndRow(const KvHead& kv_head, __m512i lanes, Row& row) {
@@ -299,19 +311,6 @@ FIXPOINT_INLINE void EndRow(const KvHead& kv_head, __m512i lanes, Row& row) {
     total += static_cast<uint64_t>(row.prefix_scores[j]);
   }
   row.reciprocal = ReciprocalOfSum(total);
-}
-
-// Numerator planes of a row from its scores; its largest score, prefix numerators and reciprocal.
-FIXPOINT_INLINE void SoftmaxRow(const KvHead& kv_head, const int32_t* scores, int32_t padded,
-                                uint8_t* high, uint8_t* low, Row& row) {
-  FindLargest(scores, row);
-  const ScoreParams& params = kv_head.args.scores[row.head];
-  const __m512i total =
-      WordNumerators::Fits(params)
-          ? NumeratorPlanes(WordNumerators(MakeWordScale(params, row.largest)), scores, row.keys,
-                            padded, high, low)
-          : NumeratorPlanes(Numerators(params, row.largest), scores, row.keys, padded, high, low);
-  EndRow(kv_head, total, row);
 }
 
 // Whether 128 * high + low and what the prefix adds stay in int32, with room for a rounding.

@@ -17,6 +17,7 @@ constexpr Ops kPortableOps = {
     portable::KvWrite,
     portable::AttentionScratchBytes,
     portable::Attention,
+    nullptr,
     portable::ResidualAdd,
     portable::SwiGlu,
     portable::Logits,

@@ -26,4 +26,9 @@ size_t AttentionScratchBytes(int32_t max_tokens, int32_t max_keys, int32_t num_h
                              int32_t kv_heads, int32_t head_dim);
 void Attention(const AttentionArgs& args);
 
+size_t AttentionPartsBytes(int32_t keys, int32_t parts, int32_t group, int32_t head_dim);
+void ScorePart(const AttentionArgs& args, int32_t part, int32_t parts);
+void WeighPart(const AttentionArgs& args, int32_t part, int32_t parts);
+void FinishParts(const AttentionArgs& args, int32_t parts);
+
 }  // namespace fixpoint::vnni

@@ -15,23 +15,30 @@ constexpr int32_t kValueRows = 3;
 // Where things lie in the caller's scratch; `stride` is the number of cache keys rounded up to a
 // block.
 struct Scratch {
-  FIXPOINT_INLINE Scratch(void* base, size_t keys)
+  FIXPOINT_INLINE Scratch(void* base, size_t keys, int32_t rows)
       : stride(RoundUp64(keys)),
         key_sums(static_cast<int32_t*>(base)),
         scores(key_sums + stride),
-        high(reinterpret_cast<uint8_t*>(scores + kRows * stride)),
-        low(high + kRows * stride) {}
+        high(reinterpret_cast<uint8_t*>(scores + rows * stride)),
+        low(high + rows * stride) {}
   size_t stride;
   int32_t* key_sums;  // [stride]         128 * sum over d of the key
-  int32_t* scores;    // [kRows][stride]
-  uint8_t* high;      // [kRows][stride]
-  uint8_t* low;       // [kRows][stride]
+  int32_t* scores;    // [rows][stride]
+  uint8_t* high;      // [rows][stride]
+  uint8_t* low;       // [rows][stride]
 };
 
 struct HeadWork {
   KvHead head;
   Scratch scratch;
   int32_t summed_blocks;  // blocks of keys whose key_sums are there
+};
+
+constexpr int32_t Min(int32_t a, int32_t b) { return a < b ? a : b; }
+
+// KV blocks [begin, end), and the number of keys from the sequence's first on to the last of them.
+struct KeyRange {
+  int32_t begin, end, keys;
 };
 
 // A row with its query + 128.
@@ -70,10 +77,11 @@ void SumKeys(HeadWork& work, int32_t block) {
   }
 }
 
-// Scores of kCount rows against the 64 keys of a block. `ahead`: the tile of a later block.
+// Scores of kCount rows against the 64 keys of a block, the first row being `first` of the scratch.
+// `ahead`: the tile of a later block.
 template <int kCount>
-FIXPOINT_INLINE void ScoreBlock(const HeadWork& work, const QueryRow* rows, int32_t block,
-                                const int8_t* ahead) {
+FIXPOINT_INLINE void ScoreBlock(const HeadWork& work, const QueryRow* rows, int32_t first,
+                                int32_t block, const int8_t* ahead) {
   const int32_t head_dim = work.head.args.head_dim;
   const int8_t* tile = KTile(work.head, block);
   const size_t group_bytes = static_cast<size_t>(head_dim) * 16;
@@ -101,48 +109,46 @@ FIXPOINT_INLINE void ScoreBlock(const HeadWork& work, const QueryRow* rows, int3
     const __m512i sums = _mm512_load_si512(work.scratch.key_sums + at);
 #pragma GCC unroll 8
     for (int r = 0; r < kCount; ++r) {
-      _mm512_store_si512(work.scratch.scores + r * work.scratch.stride + at,
+      _mm512_store_si512(work.scratch.scores + (first + r) * work.scratch.stride + at,
                          _mm512_sub_epi32(acc[r][g], sums));
     }
   }
 }
 
 template <int kCount>
-void ScoreRows(HeadWork& work, const QueryRow* rows) {
-  const int32_t blocks = (rows[kCount - 1].row.keys + kKvBlockTokens - 1) / kKvBlockTokens;
-  for (int32_t block = 0; block < blocks; ++block) {
+FIXPOINT_INLINE void ScoreRows(HeadWork& work, const QueryRow* rows, int32_t first,
+                               const KeyRange& range) {
+  for (int32_t block = range.begin; block < range.end; ++block) {
     if (block >= work.summed_blocks) {
       SumKeys(work, block);
       work.summed_blocks = block + 1;
     }
-    ScoreBlock<kCount>(work, rows, block, KTile(work.head, Ahead(block, blocks)));
+    ScoreBlock<kCount>(work, rows, first, block, KTile(work.head, Ahead(block, range.end)));
   }
 }
 
-// Channels [d, d + 16 * kVectors) of kCount rows, the first being row `r` of the block.
+// Channels [d, d + 16 * kVectors) of kCount rows, the first being row `r` of the scratch, into
+// sums [kCount][high, low][head_dim].
 template <int kCount, int kVectors>
-FIXPOINT_INLINE void ValueBlock(const HeadWork& work, const QueryRow* rows, int32_t r, int32_t keys,
-                                int32_t d) {
+void ValueBlock(const HeadWork& work, const KeyRange& range, int32_t r, int32_t d, int32_t* sums) {
   const size_t stride = work.scratch.stride;
-  const uint8_t* high_plane = work.scratch.high + r * stride;
-  const uint8_t* low_plane = work.scratch.low + r * stride;
-  const size_t quad_bytes = static_cast<size_t>(work.head.args.head_dim) * 4;
+  const auto head_dim = static_cast<size_t>(work.head.args.head_dim);
+  const size_t quad_bytes = head_dim * 4;
+  const auto tile_of = [&](int32_t block) {
+    return KTile(work.head, block) + kKvBlockTokens * head_dim + static_cast<size_t>(d) * 4;
+  };
   __m512i high[kCount][kVectors], low[kCount][kVectors];
 #pragma GCC unroll 4
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) high[i][v] = low[i][v] = _mm512_setzero_si512();
   }
-  const int32_t blocks = (keys + kKvBlockTokens - 1) / kKvBlockTokens;
-  for (int32_t start = 0; start < keys; start += kKvBlockTokens) {
-    const int8_t* tile = KTile(work.head, start / kKvBlockTokens) +
-                         static_cast<size_t>(kKvBlockTokens) * work.head.args.head_dim +
-                         static_cast<size_t>(d) * 4;
-    const int32_t end = keys - start < kKvBlockTokens ? keys : start + kKvBlockTokens;
-    const int8_t* ahead = KTile(work.head, Ahead(start / kKvBlockTokens, blocks)) +
-                          static_cast<size_t>(kKvBlockTokens) * work.head.args.head_dim +
-                          static_cast<size_t>(d) * 4;
-    for (int32_t j = start; j < end; j += 4, tile += quad_bytes, ahead += quad_bytes) {
+  for (int32_t block = range.begin; block < range.end; ++block) {
+    const int8_t *tile = tile_of(block), *ahead = tile_of(Ahead(block, range.end));
+    const size_t at = r * stride + static_cast<size_t>(block) * kKvBlockTokens;
+    const uint8_t *high_plane = work.scratch.high + at, *low_plane = work.scratch.low + at;
+    const int32_t keys = Min(kKvBlockTokens, range.keys - block * kKvBlockTokens);
+    for (int32_t j = 0; j < keys; j += 4, tile += quad_bytes, ahead += quad_bytes) {
       if constexpr (kVectors == 4) PrefetchLines(ahead);
       __m512i values[kVectors];
 #pragma GCC unroll 4
@@ -163,17 +169,44 @@ FIXPOINT_INLINE void ValueBlock(const HeadWork& work, const QueryRow* rows, int3
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      StoreChannels(work.head, rows[i].row, d + 16 * v, high[i][v], low[i][v]);
+      int32_t* to = sums + 2 * i * head_dim + d + 16 * v;
+      _mm512_store_si512(to, high[i][v]);
+      _mm512_store_si512(to + head_dim, low[i][v]);
     }
   }
 }
 
 template <int kCount>
-void ValueRows(const HeadWork& work, const QueryRow* rows, int32_t r) {
-  const int32_t keys = rows[kCount - 1].row.keys, head_dim = work.head.args.head_dim;
+void ValueRows(const HeadWork& work, const KeyRange& range, int32_t r, int32_t* sums) {
+  const int32_t head_dim = work.head.args.head_dim;
   int32_t d = 0;
-  for (; d + 64 <= head_dim; d += 64) ValueBlock<kCount, 4>(work, rows, r, keys, d);
-  for (; d < head_dim; d += 16) ValueBlock<kCount, 1>(work, rows, r, keys, d);
+  for (; d + 64 <= head_dim; d += 64) ValueBlock<kCount, 4>(work, range, r, d, sums);
+  for (; d < head_dim; d += 16) ValueBlock<kCount, 1>(work, range, r, d, sums);
+}
+
+// The same for rows [r, count) of the scratch, kValueRows at most; returns how many there were.
+int32_t ValueRows(const HeadWork& work, const KeyRange& range, int32_t r, int32_t count,
+                  int32_t* sums) {
+  switch (count - r) {
+    case 1:
+      ValueRows<1>(work, range, r, sums);
+      return 1;
+    case 2:
+      ValueRows<2>(work, range, r, sums);
+      return 2;
+    default:
+      ValueRows<kValueRows>(work, range, r, sums);
+      return kValueRows;
+  }
+}
+
+// The row's output from sums [high, low][head_dim].
+void StoreRow(const KvHead& head, const Row& row, const int32_t* sums) {
+  const int32_t head_dim = head.args.head_dim;
+  for (int32_t d = 0; d < head_dim; d += 16) {
+    StoreChannels(head, row, d, _mm512_load_si512(sums + d),
+                  _mm512_load_si512(sums + head_dim + d));
+  }
 }
 
 void Start(const HeadWork& work, int32_t index, QueryRow& row) {
@@ -189,40 +222,96 @@ template <int kCount>
 void AttendRows(HeadWork& work, int32_t first) {
   QueryRow rows[kCount];
   for (int32_t r = 0; r < kCount; ++r) Start(work, first + r, rows[r]);
-  ScoreRows<kCount>(work, rows);
-  const auto padded = static_cast<int32_t>(RoundUp64(rows[kCount - 1].row.keys));
+  const int32_t keys = rows[kCount - 1].row.keys;
+  const KeyRange range{0, (keys + kKvBlockTokens - 1) / kKvBlockTokens, keys};
+  ScoreRows<kCount>(work, rows, 0, range);
   const Scratch& s = work.scratch;
   for (int32_t r = 0; r < kCount; ++r) {
-    SoftmaxRow(work.head, s.scores + r * s.stride, padded, s.high + r * s.stride,
-               s.low + r * s.stride, rows[r].row);
+    Row& row = rows[r].row;
+    const int32_t* scores = s.scores + r * s.stride;
+    FindLargest(scores, row.keys, row);
+    EndRow(work.head,
+           RowPlanes(work.head, row, scores, row.keys, range.end * kKvBlockTokens,
+                     s.high + r * s.stride, s.low + r * s.stride),
+           row);
   }
-  constexpr int kFirst = kCount < kValueRows ? kCount : kValueRows;
-  ValueRows<kFirst>(work, rows, 0);
-  if constexpr (kCount > kFirst) ValueRows<kCount - kFirst>(work, rows + kFirst, kFirst);
+  alignas(64) int32_t sums[kValueRows * 2 * kMaxHeadDim];
+  for (int32_t r = 0; r < kCount;) {
+    const int32_t count = ValueRows(work, range, r, kCount, sums);
+    for (int32_t i = 0; i < count; ++i, ++r) {
+      StoreRow(work.head, rows[r].row, sums + 2 * i * work.head.args.head_dim);
+    }
+  }
+}
+
+// Calls rows.operator()<kCount>(first) for all rows, kRows at once.
+template <typename Rows>
+FIXPOINT_INLINE void ForRows(int32_t count, const Rows& rows) {
+  int32_t row = 0;
+  for (; row + kRows <= count; row += kRows) rows.template operator()<kRows>(row);
+  switch (count - row) {
+    case 1:
+      return rows.template operator()<1>(row);
+    case 2:
+      return rows.template operator()<2>(row);
+    case 3:
+      return rows.template operator()<3>(row);
+    case 4:
+      return rows.template operator()<4>(row);
+    case 5:
+      return rows.template operator()<5>(row);
+    default:
+      return;
+  }
 }
 
 void AttendHead(const AttentionArgs& args, int32_t kv_head) {
   HeadWork work{
       {args, kv_head},
-      Scratch(args.scratch, static_cast<size_t>(args.position) + static_cast<size_t>(args.tokens)),
+      Scratch(args.scratch, static_cast<size_t>(args.position) + static_cast<size_t>(args.tokens),
+              kRows),
       0};
-  const int32_t rows = args.tokens * (args.num_heads / args.kv_heads);
-  int32_t row = 0;
-  for (; row + kRows <= rows; row += kRows) AttendRows<kRows>(work, row);
-  switch (rows - row) {
-    case 1:
-      return AttendRows<1>(work, row);
-    case 2:
-      return AttendRows<2>(work, row);
-    case 3:
-      return AttendRows<3>(work, row);
-    case 4:
-      return AttendRows<4>(work, row);
-    case 5:
-      return AttendRows<5>(work, row);
-    default:
-      return;
+  ForRows(args.tokens * (args.num_heads / args.kv_heads),
+          [&]<int kCount>(int32_t first) { AttendRows<kCount>(work, first); });
+}
+
+// What the parts of one kv head share; a row is a query head of the group.
+struct Parts {
+  FIXPOINT_INLINE Parts(const AttentionArgs& args, int32_t parts)
+      : group(args.num_heads / args.kv_heads),
+        scratch(args.scratch, static_cast<size_t>(args.position) + 1, group),
+        largest(reinterpret_cast<int32_t*>(scratch.low + group * scratch.stride)),
+        totals(largest + RoundUp64(static_cast<size_t>(parts) * group)),
+        sums(totals + static_cast<size_t>(parts) * group * 16) {}
+  int32_t group;
+  Scratch scratch;
+  int32_t* largest;  // [parts][group]
+  int32_t* totals;   // [parts][group][16] lanes
+  int32_t* sums;     // [parts][group][high, low][head_dim]
+
+  int32_t* Totals(int32_t part, int32_t row) const {
+    return totals + (static_cast<size_t>(part) * group + row) * 16;
   }
+  int32_t* Sums(int32_t part, int32_t row, int32_t head_dim) const {
+    return sums + (static_cast<size_t>(part) * group + row) * 2 * head_dim;
+  }
+};
+
+FIXPOINT_INLINE KeyRange PartRange(const AttentionArgs& args, int32_t part, int32_t parts) {
+  const int32_t keys = args.position + 1;
+  const int64_t blocks = (keys + kKvBlockTokens - 1) / kKvBlockTokens;
+  const auto begin = static_cast<int32_t>(blocks * part / parts);
+  const auto end = static_cast<int32_t>(blocks * (part + 1) / parts);
+  return {begin, end, Min(keys, end * kKvBlockTokens)};
+}
+
+// The largest score of row `r` over all parts, each of which has seen the prefix.
+int32_t LargestOfParts(const Parts& p, int32_t parts, int32_t r) {
+  int32_t largest = INT32_MIN;
+  for (int32_t i = 0; i < parts; ++i) {
+    if (p.largest[i * p.group + r] > largest) largest = p.largest[i * p.group + r];
+  }
+  return largest;
 }
 
 // Four tokens at once: their values lie side by side in the V tile.
@@ -284,6 +373,72 @@ void WriteHead(const KvWriteArgs& args, int32_t head) {
 }
 
 }  // namespace
+
+size_t AttentionPartsBytes(int32_t keys, int32_t parts, int32_t group, int32_t head_dim) {
+  const auto rows = static_cast<size_t>(group), of_parts = static_cast<size_t>(parts) * rows;
+  return RoundUp64(static_cast<size_t>(keys)) * (4 + rows * (4 + 2)) +
+         4 * (RoundUp64(of_parts) + of_parts * (16 + 2 * static_cast<size_t>(head_dim)));
+}
+
+void ScorePart(const AttentionArgs& args, int32_t part, int32_t parts) {
+  const Parts p(args, parts);
+  const KeyRange range = PartRange(args, part, parts);
+  HeadWork work{{args, args.kv_head_begin}, p.scratch, range.begin};
+  ForRows(p.group, [&]<int kCount>(int32_t first) {
+    QueryRow rows[kCount];
+    for (int32_t r = 0; r < kCount; ++r) Start(work, first + r, rows[r]);
+    ScoreRows<kCount>(work, rows, first, range);
+    for (int32_t r = 0; r < kCount; ++r) {
+      const size_t at = (first + r) * p.scratch.stride + range.begin * size_t{kKvBlockTokens};
+      FindLargest(p.scratch.scores + at, range.keys - range.begin * kKvBlockTokens, rows[r].row);
+      p.largest[part * p.group + first + r] = rows[r].row.largest;
+    }
+  });
+}
+
+void WeighPart(const AttentionArgs& args, int32_t part, int32_t parts) {
+  const Parts p(args, parts);
+  const KeyRange range = PartRange(args, part, parts);
+  const HeadWork work{{args, args.kv_head_begin}, p.scratch, 0};
+  const int32_t first_key = range.begin * kKvBlockTokens;
+  for (int32_t r = 0; r < p.group; ++r) {
+    Row row;
+    row.head = args.kv_head_begin * p.group + r;
+    row.largest = LargestOfParts(p, parts, r);
+    const size_t at = r * p.scratch.stride + static_cast<size_t>(first_key);
+    const __m512i total =
+        RowPlanes(work.head, row, p.scratch.scores + at, range.keys - first_key,
+                  range.end * kKvBlockTokens - first_key, p.scratch.high + at, p.scratch.low + at);
+    _mm512_store_si512(p.Totals(part, r), total);
+  }
+  for (int32_t r = 0; r < p.group;) {
+    r += ValueRows(work, range, r, p.group, p.Sums(part, r, args.head_dim));
+  }
+}
+
+void FinishParts(const AttentionArgs& args, int32_t parts) {
+  const Parts p(args, parts);
+  const KvHead head{args, args.kv_head_begin};
+  for (int32_t r = 0; r < p.group; ++r) {
+    Row row;
+    StartRow(head, r, row);
+    row.largest = LargestOfParts(p, parts, r);
+    __m512i total = _mm512_setzero_si512();
+    for (int32_t i = 0; i < parts; ++i) {
+      total = _mm512_add_epi32(total, _mm512_load_si512(p.Totals(i, r)));
+    }
+    EndRow(head, total, row);
+    int32_t* sums = p.Sums(0, r, args.head_dim);
+    for (int32_t i = 1; i < parts; ++i) {
+      const int32_t* more = p.Sums(i, r, args.head_dim);
+      for (int32_t d = 0; d < 2 * args.head_dim; d += 16) {
+        _mm512_store_si512(
+            sums + d, _mm512_add_epi32(_mm512_load_si512(sums + d), _mm512_load_si512(more + d)));
+      }
+    }
+    StoreRow(head, row, sums);
+  }
+}
 
 void KvWrite(const KvWriteArgs& args) {
   for (int32_t head = 0; head < args.kv_heads; ++head) WriteHead(args, head);

@@ -20,10 +20,18 @@ constexpr Ops kAvx2Ops = {
     avx2::KvWrite,
     avx2::AttentionScratchBytes,
     avx2::Attention,
+    nullptr,
     avx2::ResidualAdd,
     avx2::SwiGlu,
     avx2::Logits,
     nullptr,
+};
+
+constexpr AttentionParts kVnniAttentionParts = {
+    vnni::AttentionPartsBytes,
+    vnni::ScorePart,
+    vnni::WeighPart,
+    vnni::FinishParts,
 };
 
 constexpr Ops kVnniOps = {
@@ -38,6 +46,7 @@ constexpr Ops kVnniOps = {
     vnni::KvWrite,
     vnni::AttentionScratchBytes,
     vnni::Attention,
+    &kVnniAttentionParts,
     vnni::ResidualAdd,
     vnni::SwiGlu,
     vnni::Logits,

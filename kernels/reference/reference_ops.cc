@@ -271,7 +271,8 @@ void Logits(const LogitsArgs& args) {
 constexpr Ops kReferenceOps = {
     "reference", PackedWeightBytes, PackWeights, Linear,  Embed,
     RmsNorm,     RotateHeads,       NarrowRows,  KvWrite, AttentionScratchBytes,
-    Attention,   ResidualAdd,       SwiGlu,      Logits,  nullptr,
+    Attention,   nullptr,           ResidualAdd, SwiGlu,  Logits,
+    nullptr,
 };
 
 }  // namespace
