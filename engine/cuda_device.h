@@ -42,6 +42,8 @@ class CudaDevice {
   // The same of rows that lie one behind the other on the device and host_stride bytes apart here.
   virtual absl::Status DownloadRows(void* host, int64_t host_stride, const void* device,
                                     int64_t row_bytes, int64_t rows) = 0;
+  // Enqueues a copy to page-locked memory of the host, which has it behind Synchronize.
+  virtual absl::Status EnqueueDownload(void* host, const void* device, int64_t bytes) = 0;
   // Waits for everything enqueued; errors of kernels turn up here.
   virtual absl::Status Synchronize() = 0;
 

@@ -13,7 +13,6 @@
 #include "engine/tensor_parallel.h"
 
 namespace fixpoint {
-
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
     IntegerModel model, CudaDeviceGroup group, const CudaExecutorOptions& options) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 4;  // sums of it do not overflow
@@ -55,6 +54,10 @@ absl::Status CudaExecutor::SetUp(IntegerModel model, CudaDeviceGroup group,
   SetPlanShape(c, degree, group.devices[0]->multiprocessors(), options);
   ASSIGN_OR_RETURN(host_plan_,
                    group.devices[0]->AllocateHost(static_cast<int64_t>(MaxPlanBytes(plan_shape_))));
+  ASSIGN_OR_RETURN(int8_t* const tokens,
+                   group.devices[0]->AllocateHost(options.max_step_logits *
+                                                  static_cast<int64_t>(sizeof(*host_tokens_))));
+  host_tokens_ = reinterpret_cast<int32_t*>(tokens);
 
   collective_ = std::move(group.collective);
   if (degree == 1) {
@@ -93,7 +96,8 @@ void CudaExecutor::SetPlanShape(const ModelConfig& c, int32_t degree, int32_t mu
       .head_dim = c.head_dim,
       .multiprocessors = multiprocessors,
       .score_elements = elements,
-      .part_rows = elements / (c.head_dim + 2)};
+      .part_rows = elements / (c.head_dim + 2),
+      .logit_fraction_bits = c.logit_fraction_bits};
 }
 
 absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
@@ -118,19 +122,73 @@ absl::Status CudaExecutor::AllocateCache(int64_t kv_bytes) {
 }
 
 absl::Status CudaExecutor::Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) {
+  RETURN_IF_ERROR(Start(chunks, logits, nullptr));
+  return Wait();
+}
+
+absl::Status CudaExecutor::ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                            int32_t* tokens) {
+  if (!chooses_tokens()) return Executor::ForwardAndChoose(chunks, logits, tokens);
+  RETURN_IF_ERROR(Submit(chunks, logits, tokens));
+  return Wait();
+}
+
+absl::Status CudaExecutor::Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                  int32_t* tokens) {
+  return Start(chunks, logits, chooses_tokens() ? tokens : nullptr);
+}
+
+absl::Status CudaExecutor::Start(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                 int32_t* tokens) {
+  CHECK(!running_.has_value()) << "a step runs already";
   RETURN_IF_ERROR(lost_);
   RETURN_IF_ERROR(CheckStep(chunks, limits_));
-  if (chunks.empty()) return absl::OkStatus();
-  std::optional<CudaBucket> bucket;
-  if (graphs_.has_value()) bucket = FindBucket(plan_shape_, chunks);
-  const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_, bucket);
-  lost_ = Step(plan, bucket);
-  if (lost_.ok() && plan.wanted_rows > 0) lost_ = DownloadLogits(plan, logits);
-  // The plan's memory is written again by the next step.
-  for (const auto& rank : ranks_) {
-    if (lost_.ok()) lost_ = rank->Synchronize();
+  FindWantedRuns(chunks, tokens != nullptr);
+  int32_t rows = 0;
+  if (!chunks.empty()) {
+    std::optional<CudaBucket> bucket;
+    if (graphs_.has_value()) bucket = FindBucket(plan_shape_, chunks);
+    const CudaPlan plan = MakePlan(plan_shape_, chunks, host_plan_, bucket);
+    rows = plan.wanted_rows;
+    lost_ = Step(plan, bucket);
   }
+  if (lost_.ok() && tokens != nullptr && rows > 0) {
+    lost_ = ranks_[0]->EnqueueTokens(rows, host_tokens_);
+  }
+  if (lost_.ok()) running_ = {logits, tokens, rows};
   return lost_;
+}
+
+// Consecutive rows as one.
+void CudaExecutor::FindWantedRuns(absl::Span<const SequenceChunk> chunks, bool choose) {
+  wanted_.clear();
+  int32_t row = 0;
+  for (const SequenceChunk& chunk : chunks) {
+    for (size_t i = 0; i < chunk.logit_indices.size(); ++i, ++row) {
+      if (choose && !chunk.choices.empty() && chunk.choices[i].sampling != nullptr) continue;
+      if (wanted_.empty() || wanted_.back().first + wanted_.back().rows < row) {
+        wanted_.push_back({.first = row});
+      }
+      ++wanted_.back().rows;
+    }
+  }
+}
+
+absl::Status CudaExecutor::Wait() {
+  CHECK(running_.has_value()) << "no step runs";
+  lost_ = Finish(*std::exchange(running_, std::nullopt));
+  return lost_;
+}
+
+absl::Status CudaExecutor::Finish(const RunningStep& step) {
+  for (const Run& run : wanted_) {
+    RETURN_IF_ERROR(
+        DownloadLogits(run.first, run.rows, step.logits + int64_t{run.first} * limits_.vocab_size));
+  }
+  // The plan's memory is written again by the next step.
+  for (const auto& rank : ranks_) RETURN_IF_ERROR(rank->Synchronize());
+  if (step.tokens != nullptr) std::copy_n(host_tokens_, step.rows, step.tokens);
+  return absl::OkStatus();
 }
 
 absl::Status CudaExecutor::Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket) {
@@ -158,11 +216,11 @@ absl::Status CudaExecutor::AddPartialSums() {
                                 static_cast<int64_t>(count));
 }
 
-absl::Status CudaExecutor::DownloadLogits(const CudaPlan& plan, int32_t* logits) {
+absl::Status CudaExecutor::DownloadLogits(int32_t first, int32_t rows, int32_t* logits) {
   const auto degree = static_cast<int32_t>(ranks_.size());
   for (int32_t r = 0; r < degree; ++r) {
     RETURN_IF_ERROR(ranks_[static_cast<size_t>(r)]->DownloadLogits(
-        plan.wanted_rows, limits_.vocab_size,
+        first, rows, limits_.vocab_size,
         logits + FirstOfVocabulary(limits_.vocab_size, r, degree)));
   }
   return absl::OkStatus();

@@ -56,8 +56,27 @@ class CudaExecutor final : public Executor {
   // INVALID_ARGUMENT (and nothing done) for chunks that break the rules of executor.h or the
   // limits. After an error of any device every later call returns the same error: all are lost.
   absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) override;
+  // On one device only: several have a part of each row's logits.
+  bool chooses_tokens() const override { return ranks_.size() == 1; }
+  absl::Status ForwardAndChoose(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                                int32_t* tokens) override;
+  // Submit enqueues all of the step and the copies of its tokens; logits are copied by Wait.
+  absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                      int32_t* tokens) override;
+  bool copies_chunks() const override { return true; }
+  absl::Status Wait() override;
 
  private:
+  // Between Submit and Wait.
+  struct RunningStep {
+    int32_t* logits = nullptr;
+    int32_t* tokens = nullptr;  // null: all logits are wanted
+    int32_t rows = 0;
+  };
+  struct Run {
+    int32_t first = 0, rows = 0;
+  };
+
   CudaExecutor() = default;
   absl::Status SetUp(IntegerModel model, CudaDeviceGroup group, const CudaExecutorOptions& options);
   void SetPlanShape(const ModelConfig& config, int32_t degree, int32_t multiprocessors,
@@ -69,15 +88,21 @@ class CudaExecutor final : public Executor {
   absl::Status Step(const CudaPlan& plan, const std::optional<CudaBucket>& bucket);
   absl::Status Launch(const CudaPlan& plan);
   absl::Status AddPartialSums();
-  absl::Status DownloadLogits(const CudaPlan& plan, int32_t* logits);
+  absl::Status Start(absl::Span<const SequenceChunk> chunks, int32_t* logits, int32_t* tokens);
+  void FindWantedRuns(absl::Span<const SequenceChunk> chunks, bool choose);
+  absl::Status Finish(const RunningStep& step);
+  absl::Status DownloadLogits(int32_t first, int32_t rows, int32_t* logits);
 
   ExecutorLimits limits_;
   CudaPlanShape plan_shape_;  // the same for all ranks
   std::vector<std::unique_ptr<CudaRank>> ranks_;
   std::unique_ptr<CudaCollective> collective_;  // null for one rank
   std::optional<CudaGraphs> graphs_;            // if they are used
-  int8_t* host_plan_ = nullptr;                 // page-locked
-  absl::Status lost_;                           // the error that ended it
+  int8_t* host_plan_ = nullptr;                 // page-locked, as is
+  int32_t* host_tokens_ = nullptr;              // [max_step_logits]
+  std::optional<RunningStep> running_;
+  std::vector<Run> wanted_;  // its rows whose logits are wanted
+  absl::Status lost_;        // the error that ended it
 };
 
 }  // namespace fixpoint

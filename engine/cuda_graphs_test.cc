@@ -29,8 +29,9 @@ TestModelOptions Long(TestModelOptions model) {
   return model;
 }
 
-// Of a model of two layers: embedding; products, rotation, attention, residual, SwiGLU; the head.
-constexpr int kLaunches = 1 + 2 * 9 + 3;
+// Of a model of two layers: embedding; products, rotation, attention, residual, SwiGLU; head and
+// tokens.
+constexpr int kLaunches = 1 + 2 * 9 + 4;
 
 // Chunks of a step with the memory that they point to.
 class Steps {

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/philox.h"
+#include "engine/sampler.h"
+
 namespace fixpoint {
 namespace {
 
@@ -19,6 +22,19 @@ constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int32_t BlocksOf(const SequenceChunk& chunk) {
   const auto tokens = static_cast<int32_t>(chunk.token_ids.size());
   return (chunk.position + tokens - 1) / kKvBlockTokens + 1;
+}
+
+// What depends on the row alone is worked out here, once.
+CudaSampleRow SampleRow(const RowChoice& choice, int32_t logit_fraction_bits) {
+  if (choice.sampling == nullptr) return {};
+  const SamplingParams& sampling = *choice.sampling;
+  if (sampling.inverse_temperature_q16 == 0) return {.kind = SampleKind::kGreedy};
+  return {.kind = SampleKind::kDraw,
+          .top_k = sampling.top_k,
+          .top_p_q16 = sampling.top_p_q16,
+          .min_p_q16 = sampling.min_p_q16,
+          .scale = MakeExpScale(sampling.inverse_temperature_q16, logit_fraction_bits),
+          .random = TokenRandomBits(sampling.seed, choice.position)};
 }
 
 // As many splits as give every multiprocessor some blocks of the grid.
@@ -134,6 +150,7 @@ class Planner {
     plan_.positions = take(plan_.tokens, sizeof(int32_t));
     plan_.blocks = take(plan_.tokens, sizeof(int32_t));
     plan_.rows = take(plan_.num_rows, sizeof(int32_t));
+    plan_.choices = take(plan_.num_rows, sizeof(CudaSampleRow));
     plan_.decode_tiles = take(plan_.num_decode_tiles, sizeof(AttentionTile));
     plan_.prefill_tiles = take(plan_.num_prefill_tiles, sizeof(AttentionTile));
     plan_.block_tables = take(table_entries_, sizeof(int32_t));
@@ -158,8 +175,10 @@ class Planner {
         At<int32_t>(plan_.blocks)[token + t] =
             chunk.block_table[static_cast<size_t>(position / kKvBlockTokens)];
       }
-      for (const int32_t index : chunk.logit_indices) {
-        At<int32_t>(plan_.rows)[row++] = token + index;
+      for (size_t k = 0; k < chunk.logit_indices.size(); ++k, ++row) {
+        At<int32_t>(plan_.rows)[row] = token + chunk.logit_indices[k];
+        At<CudaSampleRow>(plan_.choices)[row] = SampleRow(
+            chunk.choices.empty() ? RowChoice{} : chunk.choices[k], shape_.logit_fraction_bits);
       }
       const AttentionRange range = {token, tokens, chunk.position, table};
       if (Decoding(i) != 0) {
@@ -190,7 +209,10 @@ class Planner {
       At<int32_t>(plan_.positions)[token] = 0;
       At<int32_t>(plan_.blocks)[token] = shape_.padding_block;
     }
-    for (; row < plan_.num_rows; ++row) At<int32_t>(plan_.rows)[row] = 0;
+    for (; row < plan_.num_rows; ++row) {
+      At<int32_t>(plan_.rows)[row] = 0;
+      At<CudaSampleRow>(plan_.choices)[row] = {};
+    }
     AttentionTile* const end = At<AttentionTile>(plan_.decode_tiles) + plan_.num_decode_tiles;
     for (; tile < end; ++tile) *tile = {};
   }
@@ -213,8 +235,9 @@ size_t MaxPlanBytes(const CudaPlanShape& shape) {
       static_cast<size_t>(CountTiles(1, shape.num_heads / shape.kv_heads, kDecodeRows));
   const size_t ints = 3 * tokens + static_cast<size_t>(shape.max_rows) +
                       tokens * static_cast<size_t>(shape.max_sequence_blocks);
-  return RoundUp(ints * sizeof(int32_t) + tokens * tiles * sizeof(AttentionTile) + 7 * kAlignBytes +
-                 tokens);
+  return RoundUp(ints * sizeof(int32_t) +
+                 static_cast<size_t>(shape.max_rows) * sizeof(CudaSampleRow) +
+                 tokens * tiles * sizeof(AttentionTile) + 8 * kAlignBytes + tokens);
 }
 
 std::optional<CudaBucket> FindBucket(const CudaPlanShape& shape,

@@ -1,5 +1,6 @@
 // What a step tells the device, as one piece of memory that is copied to it: token ids, positions,
-// KV blocks, tiles of attention. Made on the host from the chunks of the step.
+// KV blocks, tiles of attention, how tokens are chosen. Made on the host from the chunks of the
+// step.
 #pragma once
 
 #include <compare>
@@ -23,6 +24,7 @@ struct CudaPlanShape {
   // attend_prefill.
   int64_t score_elements = 0;
   int64_t part_rows = 0;  // [parts][kDecodeRows]
+  int32_t logit_fraction_bits = 0;
   // KV block that no sequence has, for what padding writes. Only steps of a bucket have padding.
   int32_t padding_block = 0;
 };
@@ -51,6 +53,7 @@ struct CudaPlan {
   size_t positions = 0;     // int32 [tokens]
   size_t blocks = 0;        // int32 [tokens] KV block of each position
   size_t rows = 0;          // int32 [num_rows] of the flat batch
+  size_t choices = 0;       // CudaSampleRow [num_rows]
   size_t decode_tiles = 0;  // AttentionTile [num_decode_tiles]
   size_t prefill_tiles = 0;
   size_t block_tables = 0;  // int32, one sequence behind the other

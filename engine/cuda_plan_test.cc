@@ -6,6 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include "engine/philox.h"
+#include "engine/sampler.h"
 #include "gtest/gtest.h"
 
 namespace fixpoint {
@@ -67,6 +69,38 @@ TEST(CudaPlanTest, FlattensChunksInOrder) {
   EXPECT_EQ(plan.score_keys, 3 * kKvBlockTokens);
   EXPECT_EQ(plan.row_stride, 4);
   EXPECT_GE(plan.splits * plan.split_blocks, 3);
+}
+
+// Parameters of a choice go into the piece, padding and rows without one choose nothing.
+TEST(CudaPlanTest, SaysHowTokensAreChosen) {
+  const std::vector<int32_t> ids = {7, 8, 9}, table = {3}, all = {0, 1, 2};
+  const SamplingParams greedy, drawn = {.inverse_temperature_q16 = 65536,
+                                        .top_k = 5,
+                                        .top_p_q16 = 60000,
+                                        .min_p_q16 = 70,
+                                        .seed = 11};
+  const std::vector<RowChoice> choices = {{&greedy, 4}, {}, {&drawn, 6}};
+  CudaPlanShape shape = kShape;
+  shape.logit_fraction_bits = 12;
+  Memory memory(shape);
+  std::memset(memory.get(), 0x5a, MaxPlanBytes(shape));
+  const std::vector<SequenceChunk> chunks = {{ids, 0, table, all, choices}};
+  const auto bucket = FindBucket(shape, chunks);
+  ASSERT_TRUE(bucket.has_value());
+  const CudaPlan plan = MakePlan(shape, chunks, memory.get(), bucket);
+  ASSERT_EQ(plan.num_rows, 4);
+  EXPECT_LE(plan.used_bytes, MaxPlanBytes(shape));
+  const auto* rows = memory.At<CudaSampleRow>(plan.choices);
+  EXPECT_EQ(rows[0].kind, SampleKind::kGreedy);
+  EXPECT_EQ(rows[1].kind, SampleKind::kNothing);
+  EXPECT_EQ(rows[2].kind, SampleKind::kDraw);
+  EXPECT_EQ(rows[3].kind, SampleKind::kNothing);
+  EXPECT_EQ(rows[2].top_k, 5);
+  EXPECT_EQ(rows[2].top_p_q16, 60000u);
+  EXPECT_EQ(rows[2].min_p_q16, 70u);
+  EXPECT_EQ(rows[2].scale.c, MakeExpScale(65536, 12).c);
+  EXPECT_EQ(rows[2].scale.n, MakeExpScale(65536, 12).n);
+  EXPECT_EQ(rows[2].random, TokenRandomBits(11, 6));
 }
 
 // Memory for decoding goes to the first that fit; the others are done like prompts.

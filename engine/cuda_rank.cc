@@ -144,6 +144,7 @@ int64_t CudaRank::LayOutScratch(int8_t* memory) {
                                 rows * RoundUp(c.vocab_size, kGemmOutputStep));
   s.acc = carver.Take<int32_t>(s.acc_elements);
   s.logits = carver.Take<int32_t>(rows * c.vocab_size);
+  s.tokens = carver.Take<int32_t>(rows);
   s.scores = carver.Take<int32_t>(shape_.score_elements);
   s.maxima = carver.Take<int32_t>(shape_.part_rows);
   s.denominators = carver.Take<int32_t>(shape_.part_rows);
@@ -176,10 +177,17 @@ absl::Span<int32_t> CudaRank::partial_sums() {
   return {scratch_.acc, sums_.plane_stride == 0 ? plane : 2 * plane};
 }
 
-absl::Status CudaRank::DownloadLogits(int32_t rows, int64_t stride, int32_t* logits) {
+absl::Status CudaRank::DownloadLogits(int32_t first, int32_t rows, int64_t stride,
+                                      int32_t* logits) {
   const int64_t row_bytes = config_.vocab_size * static_cast<int64_t>(sizeof(int32_t));
   return device_->DownloadRows(logits, stride * static_cast<int64_t>(sizeof(int32_t)),
-                               scratch_.logits, row_bytes, rows);
+                               scratch_.logits + int64_t{first} * config_.vocab_size, row_bytes,
+                               rows);
+}
+
+absl::Status CudaRank::EnqueueTokens(int32_t rows, int32_t* tokens) {
+  return device_->EnqueueDownload(tokens, scratch_.tokens,
+                                  rows * static_cast<int64_t>(sizeof(int32_t)));
 }
 
 absl::Status CudaRank::Embed(const CudaPlan& plan) {
@@ -329,10 +337,16 @@ absl::Status CudaRank::Head(const CudaPlan& plan) {
       "gather_norm"));
   RETURN_IF_ERROR(
       Linear(m.head, scratch_.head_in, m.final_norm.wide, plan.num_rows, SumOver::kThisRank));
-  return device_->Launched(
+  RETURN_IF_ERROR(device_->Launched(
       kernels.logits({sums_, plan.num_rows, m.vocab_size, m.head_requantize, scratch_.logits},
                      device_->stream()),
-      "logits");
+      "logits"));
+  if (options_.partial_sums) return absl::OkStatus();
+  // Also where all logits are wanted: a graph serves steps of either kind.
+  return device_->Launched(kernels.sample({scratch_.logits, plan.num_rows, m.vocab_size,
+                                           InPlan<CudaSampleRow>(plan.choices), scratch_.tokens},
+                                          device_->stream()),
+                           "sample");
 }
 
 template <typename Consume>

@@ -50,8 +50,12 @@ class CudaRank {
   // sum over all ranks: both planes of an int16 site, as it is rounded only behind the sum.
   absl::Span<int32_t> partial_sums();
 
-  // Waits for the step. Rows of config.vocab_size logits, each `stride` elements behind the other.
-  absl::Status DownloadLogits(int32_t rows, int64_t stride, int32_t* logits);
+  // Waits for the step. Rows [first, first + rows) of config.vocab_size logits, each `stride`
+  // elements behind the other.
+  absl::Status DownloadLogits(int32_t first, int32_t rows, int64_t stride, int32_t* logits);
+  // The tokens of the step's first rows, to page-locked memory, which has them behind Synchronize.
+  // Not of partial_sums: no rank has a whole row then.
+  absl::Status EnqueueTokens(int32_t rows, int32_t* tokens);
   absl::Status Synchronize() { return device_->Synchronize(); }
 
  private:
@@ -67,6 +71,7 @@ class CudaRank {
     int32_t* acc = nullptr;  // acc_elements: planes and splits of the layer at hand
     int64_t acc_elements = 0;
     int32_t* logits = nullptr;  // [R][config.vocab_size]
+    int32_t* tokens = nullptr;  // [R]
     int32_t *scores = nullptr, *maxima = nullptr, *denominators = nullptr, *sums = nullptr;
     void* workspace = nullptr;
     int64_t workspace_bytes = 0;

@@ -18,8 +18,8 @@ thread_local const EmulatedDevice* used_device = nullptr;
 template <typename Args, int (*CudaKernels::*kKernel)(const Args&, CudaStream*)>
 int Enqueue(const Args& args, CudaStream* stream) {
   auto& to = *reinterpret_cast<EmulatedStream*>(stream);
-  if (!to.capturing) return (EmulatedKernels().*kKernel)(args, nullptr);
-  to.captured.push_back([args] { (EmulatedKernels().*kKernel)(args, nullptr); });
+  if (!to.capturing && !to.lazy) return (EmulatedKernels().*kKernel)(args, nullptr);
+  to.Enqueue([args] { (EmulatedKernels().*kKernel)(args, nullptr); });
   return 0;
 }
 
@@ -49,6 +49,7 @@ const CudaKernels& EmulatedDevice::kernels() const {
       .attend_prefill = Enqueue<CudaAttentionArgs, &CudaKernels::attend_prefill>,
       .attend_decode = Enqueue<CudaDecodeArgs, &CudaKernels::attend_decode>,
       .logits = Enqueue<CudaLogitsArgs, &CudaKernels::logits>,
+      .sample = Enqueue<CudaSampleArgs, &CudaKernels::sample>,
   };
   return kTable;
 }
@@ -99,13 +100,21 @@ absl::Status EmulatedDevice::Upload(void* device, const void* host, int64_t byte
   RETURN_IF_ERROR(UseOutsideOfCapture());
   RETURN_IF_ERROR(CheckInside(device, bytes));
   ++state_.uploads;
-  std::memcpy(device, host, static_cast<size_t>(bytes));
+  const auto* begin = static_cast<const int8_t*>(host);
+  if (CheckInside(host, bytes).ok()) {  // page-locked: read when its turn comes
+    stream_->Enqueue([=] { std::memcpy(device, begin, static_cast<size_t>(bytes)); });
+  } else {
+    stream_->Enqueue([device, copy = std::vector<int8_t>(begin, begin + bytes)] {
+      std::memcpy(device, copy.data(), copy.size());
+    });
+  }
   return absl::OkStatus();
 }
 
 absl::Status EmulatedDevice::Download(void* host, const void* device, int64_t bytes) {
-  RETURN_IF_ERROR(UseOutsideOfCapture());
+  RETURN_IF_ERROR(Synchronize());
   RETURN_IF_ERROR(CheckInside(device, bytes));
+  state_.downloaded_bytes += bytes;
   std::memcpy(host, device, static_cast<size_t>(bytes));
   return absl::OkStatus();
 }
@@ -116,6 +125,25 @@ absl::Status EmulatedDevice::DownloadRows(void* host, int64_t host_stride, const
     RETURN_IF_ERROR(Download(static_cast<int8_t*>(host) + row * host_stride,
                              static_cast<const int8_t*>(device) + row * row_bytes, row_bytes));
   }
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::EnqueueDownload(void* host, const void* device, int64_t bytes) {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  RETURN_IF_ERROR(CheckInside(device, bytes));
+  RETURN_IF_ERROR(CheckInside(host, bytes));
+  state_.enqueued_bytes += bytes;
+  const auto* begin = static_cast<const int8_t*>(device);
+  stream_->Enqueue([=, this] { copies_.push_back({host, {begin, begin + bytes}}); });
+  return absl::OkStatus();
+}
+
+absl::Status EmulatedDevice::Synchronize() {
+  RETURN_IF_ERROR(UseOutsideOfCapture());
+  ++state_.synchronizations;
+  for (const auto& call : std::exchange(stream_->waiting, {})) call();
+  for (const Copy& copy : copies_) std::memcpy(copy.host, copy.bytes.data(), copy.bytes.size());
+  copies_.clear();
   return absl::OkStatus();
 }
 
@@ -148,7 +176,7 @@ absl::Status EmulatedDevice::LaunchGraph(int32_t graph) {
   RETURN_IF_ERROR(UseOutsideOfCapture());
   RETURN_IF_ERROR(Launched(0, "graph"));
   ++state_.graph_launches;
-  for (const auto& call : graphs_[static_cast<size_t>(graph)]) call();
+  for (const auto& call : graphs_[static_cast<size_t>(graph)]) stream_->Enqueue(call);
   return absl::OkStatus();
 }
 
@@ -185,11 +213,7 @@ absl::Status EmulatedDevice::Matmul(const CudaMatmul& m) {
         absl::StrCat("emulated device: ", Describe(ShapeOf(m)), " was not prepared"));
   }
   ++state_.matmuls;
-  if (stream_->capturing) {
-    stream_->captured.push_back([m] { Multiply(m); });
-  } else {
-    Multiply(m);
-  }
+  stream_->Enqueue([m] { Multiply(m); });
   return absl::OkStatus();
 }
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -19,6 +20,9 @@ struct EmulatedDeviceState {
   int64_t l2_bytes = int64_t{64} << 10;
   bool has_matmul = true;
   int64_t memory_bytes = int64_t{256} << 20;
+  // What is enqueued is done as late as a GPU may do it: by the next Synchronize or Download. For a
+  // device without others beside it.
+  bool lazy = false;
   int fail_launch_after = -1;  // counts down; at 0 every call fails from then on
 
   // What happened.
@@ -26,19 +30,34 @@ struct EmulatedDeviceState {
   int64_t allocated_bytes = 0;
   int launches = 0, matmuls = 0, uploads = 0;  // a graph is one launch
   int captures = 0, graph_launches = 0;
+  int synchronizations = 0;                          // Download's included
+  int64_t downloaded_bytes = 0, enqueued_bytes = 0;  // by Download, by EnqueueDownload
 };
 
-// Where kernels of an EmulatedDevice go: they run at once, or are recorded with their arguments.
+// Where kernels of an EmulatedDevice go: they run at once, or later, or are recorded with their
+// arguments.
 struct EmulatedStream {
   using Graph = std::vector<std::function<void()>>;
+  void Enqueue(std::function<void()> call) {
+    if (capturing) {
+      captured.push_back(std::move(call));
+    } else if (lazy) {
+      waiting.push_back(std::move(call));
+    } else {
+      call();
+    }
+  }
   bool capturing = false;
-  Graph captured;
+  bool lazy = false;
+  Graph captured, waiting;
 };
 
 class EmulatedDevice final : public CudaDevice {
  public:
   // `state` must outlive the device.
-  explicit EmulatedDevice(EmulatedDeviceState* state) : state_(*state) {}
+  explicit EmulatedDevice(EmulatedDeviceState* state) : state_(*state) {
+    stream_->lazy = state->lazy;
+  }
 
   absl::Status Use() override;
   const CudaKernels& kernels() const override;
@@ -52,7 +71,8 @@ class EmulatedDevice final : public CudaDevice {
   absl::Status Download(void* host, const void* device, int64_t bytes) override;
   absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,
                             int64_t rows) override;
-  absl::Status Synchronize() override { return UseOutsideOfCapture(); }
+  absl::Status EnqueueDownload(void* host, const void* device, int64_t bytes) override;
+  absl::Status Synchronize() override;
   absl::Status Launched(int error, absl::string_view what) override;
   absl::Status BeginCapture() override;
   absl::StatusOr<int32_t> EndCapture() override;
@@ -80,6 +100,12 @@ class EmulatedDevice final : public CudaDevice {
     int64_t bytes = 0;
   };
   std::vector<Piece> pieces_;
+  // What EnqueueDownload has read; the host gets it at the last moment that a GPU would leave it.
+  struct Copy {
+    void* host;
+    std::vector<int8_t> bytes;
+  };
+  std::vector<Copy> copies_;
 };
 
 struct EmulatedCollectiveState {

@@ -56,7 +56,8 @@ class EngineObserver {
                           int32_t /*cached_tokens*/) {}
   virtual void OnFinished(FinishReason, int32_t /*prompt_tokens*/, int32_t /*generated*/,
                           absl::Duration /*since_submit*/) {}
-  // At the end of each step. The server's watchdog takes it as the sign of life.
+  // At the end of each step. The server's watchdog takes it as the sign of life. `forward`: in the
+  // executor; `other`: the engine's own work, also that beside a device which computes meanwhile.
   virtual void OnStep(int32_t /*sequences*/, int32_t /*tokens*/, absl::Duration /*forward*/,
                       absl::Duration /*other*/) {}
   // A prompt was looked up in the prefix cache: tokens asked for, and of them found.

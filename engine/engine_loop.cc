@@ -52,6 +52,7 @@ EngineLoop::EngineLoop(Executor* executor, const EngineOptions& options, EngineO
                 TokenChooser(vocab_size_, options.logit_fraction_bits, options.eos_ids)) {
   logits_.resize(static_cast<size_t>(executor->limits().max_step_logits) *
                  static_cast<size_t>(vocab_size_));
+  chosen_.resize(static_cast<size_t>(executor->limits().max_step_logits));
   PublishLoad(0);
 }
 
@@ -75,7 +76,7 @@ bool EngineLoop::WaitForWork() {
   EngineMailbox& m = *mailbox_;
   m.work.wait(lock, [&] { return m.stop || m.wake || !m.inbox.empty() || !open_.empty(); });
   std::swap(arrived_, m.inbox);
-  look_for_cancelled_ = std::exchange(m.wake, false);
+  if (std::exchange(m.wake, false)) look_for_cancelled_ = true;
   return !m.stop;
 }
 
@@ -98,23 +99,24 @@ void EngineLoop::TakeInbox() {
     }
     const absl::Status queued = scheduler_.Enqueue(spec);
     CHECK(queued.ok()) << queued.ToString();  // Submit has made the same checks
+    planned_ahead_ = false;
   }
   arrived_.clear();
 }
 
 void EngineLoop::EndCancelled() {
+  look_for_cancelled_ = false;
   for (auto next = open_.begin(); next != open_.end();) {
     OpenRequest& request = *next->second;
     ++next;  // End erases the request
-    if (request.stream->cancelled()) {
-      End(request, {FinishReason::kCancelled});
-    }
+    if (request.stream->cancelled() || request.overrun) End(request, {FinishReason::kCancelled});
   }
 }
 
 void EngineLoop::EndExpired() {
   expired_.clear();
   scheduler_.TakeExpired(SteadyNowNs(), &expired_);
+  if (!expired_.empty()) planned_ahead_ = false;
   for (const ExpiredSequence& expired : expired_) {
     OpenRequest& request = *open_.at(expired.id);
     if (expired.reason == ExpiryReason::kDeadline) {
@@ -129,14 +131,21 @@ void EngineLoop::EndExpired() {
 
 void EngineLoop::Step() {
   const int64_t start_ns = SteadyNowNs();
-  ProposeDrafts();
-  scheduler_.PlanStep(&plan_);
-  CHECK(!plan_.chunks.empty()) << open_.size() << " open requests and nothing to run";
-  NoteChanges();
+  Plan();
   BuildChunks();
-  const int64_t forward_ns = SteadyNowNs();
-  const absl::Status status = executor_->Forward(chunks_, logits_.data());
-  const int64_t forward_end_ns = SteadyNowNs();
+  int64_t executor_ns = 0;
+  const auto timed = [&](auto call) {
+    const int64_t begin_ns = SteadyNowNs();
+    absl::Status status = call();
+    executor_ns += SteadyNowNs() - begin_ns;
+    return status;
+  };
+  absl::Status status =
+      timed([&] { return executor_->Submit(chunks_, logits_.data(), chosen_.data()); });
+  if (status.ok()) {
+    WorkBesideStep();
+    status = timed([&] { return executor_->Wait(); });
+  }
   if (!status.ok()) {
     LoseDevice(status);
     return;
@@ -144,12 +153,65 @@ void EngineLoop::Step() {
   ChooseTokens();
   for (Outcome& outcome : outcomes_) Settle(outcome);
   observer_->OnStep(static_cast<int32_t>(plan_.chunks.size()), plan_.tokens,
-                    absl::Nanoseconds(forward_end_ns - forward_ns),
-                    absl::Nanoseconds(forward_ns - start_ns + SteadyNowNs() - forward_end_ns));
+                    absl::Nanoseconds(executor_ns),
+                    absl::Nanoseconds(SteadyNowNs() - start_ns - executor_ns));
+}
+
+void EngineLoop::WorkBesideStep() {
+  for (const auto& [id, open] : open_) {
+    OpenRequest& request = *open;
+    if (!Deliver(request)) look_for_cancelled_ = true;
+    // No drafts are among the tokens of an answer that has not begun.
+    if (request.generated() == request.resumed) request.lookup.Learn(request.tokens);
+  }
+  if (executor_->copies_chunks()) PlanAhead();
+}
+
+// What a step without drafts does to the scheduler's counts is known before its tokens are.
+void EngineLoop::PlanAhead() {
+  // Blocks for all that grow: nobody is preempted for an answer that may just be ending.
+  if (scheduler_.blocks().available_count() < scheduler_.running()) return;
+  for (const PlannedChunk& chunk : plan_.chunks) {
+    if (chunk.drafts > 0) return;
+  }
+  for (const PlannedChunk& chunk : plan_.chunks) {
+    const OpenRequest& request = *open_.at(chunk.id);
+    scheduler_.Advance(chunk.id, chunk.tokens, chunk.sample_rows);
+    // Whatever its last token is. Who gets its blocks writes to them behind this step.
+    if (request.generated() + chunk.sample_rows == request.request.max_tokens) {
+      scheduler_.Remove(chunk.id);
+    }
+  }
+  advanced_ = true;
+  scheduler_.PlanStep(&next_plan_);
+  NoteChanges(next_plan_);
+  planned_ahead_ = !next_plan_.chunks.empty();
+}
+
+void EngineLoop::Plan() {
+  advanced_ = false;
+  const bool drafts = ProposeDrafts();
+  if (std::exchange(planned_ahead_, false) && !drafts) {
+    std::swap(plan_, next_plan_);
+    return;
+  }
+  scheduler_.PlanStep(&plan_);
+  CHECK(!plan_.chunks.empty()) << open_.size() << " open requests and nothing to run";
+  NoteChanges(plan_);
+}
+
+bool EngineLoop::Deliver(OpenRequest& request) {
+  ReportTokens(request);
+  for (Event& event : request.undelivered) {
+    if (!request.overrun) request.overrun = !request.stream->PushToken(std::move(event));
+  }
+  request.undelivered.clear();
+  return !request.overrun;
 }
 
 // Answers that have begun, in order of arrival.
-void EngineLoop::ProposeDrafts() {
+bool EngineLoop::ProposeDrafts() {
+  bool any = false;
   int32_t cheap = kCheapRows - scheduler_.running();
   for (const auto& [id, open] : open_) {
     OpenRequest& request = *open;
@@ -163,15 +225,17 @@ void EngineLoop::ProposeDrafts() {
     const int32_t proposed = static_cast<int32_t>(request.proposal.size());
     cheap -= proposed;
     scheduler_.SetDraft(id, proposed);
+    any = true;
   }
+  return any;
 }
 
 // What the plan has decided, told to requests and the observer.
-void EngineLoop::NoteChanges() {
-  for (const CacheHit& hit : plan_.cache_hits) {
+void EngineLoop::NoteChanges(const StepPlan& plan) {
+  for (const CacheHit& hit : plan.cache_hits) {
     if (!hit.again) open_.at(hit.id)->cached += hit.tokens;
   }
-  for (size_t i = 0; i < plan_.preempted.size(); ++i) observer_->OnPreempted();
+  for (size_t i = 0; i < plan.preempted.size(); ++i) observer_->OnPreempted();
   const SchedulerStats& stats = scheduler_.stats();
   if (stats.cache_query_tokens != cache_queries_ || stats.cache_hit_tokens != cache_hits_) {
     observer_->OnCacheLookup(static_cast<int32_t>(stats.cache_query_tokens - cache_queries_),
@@ -180,41 +244,59 @@ void EngineLoop::NoteChanges() {
     cache_hits_ = stats.cache_hit_tokens;
   }
   const int64_t now_ns = SteadyNowNs();
-  for (const Admission& admission : plan_.admitted) {
+  for (const Admission& admission : plan.admitted) {
     if (admission.again) continue;
     const OpenRequest& request = *open_.at(admission.id);
     observer_->OnAdmitted(absl::Nanoseconds(now_ns - request.submitted_ns), request.prompt_tokens(),
                           request.cached_tokens());
   }
-  if (!plan_.admitted.empty() || !plan_.preempted.empty()) PublishLoad(0);
+  if (!plan.admitted.empty() || !plan.preempted.empty()) PublishLoad(0);
 }
 
 void EngineLoop::BuildChunks() {
   chunks_.clear();
   rows_.clear();
-  rows_.reserve(static_cast<size_t>(plan_.logit_rows));  // the spans below point into it
+  choices_.clear();
+  rows_.reserve(static_cast<size_t>(plan_.logit_rows));  // the spans below point into them
+  choices_.reserve(static_cast<size_t>(plan_.logit_rows));
   for (const PlannedChunk& planned : plan_.chunks) {
     OpenRequest& request = *open_.at(planned.id);
     request.drafts = planned.drafts;
     request.tokens.insert(request.tokens.end(), request.proposal.begin(),
                           request.proposal.begin() + planned.drafts);
     const size_t first_row = rows_.size();
-    for (int32_t i = 0; i < planned.prompt_rows; ++i) rows_.push_back(planned.prompt_row + i);
-    for (int32_t i = planned.sample_rows; i > 0; --i) rows_.push_back(planned.tokens - i);
+    AddRows(planned, request);
     chunks_.push_back({.token_ids = absl::MakeConstSpan(request.tokens)
                                         .subspan(static_cast<size_t>(planned.position),
                                                  static_cast<size_t>(planned.tokens)),
                        .position = planned.position,
                        .block_table = scheduler_.BlockTable(planned.id),
-                       .logit_indices = absl::MakeConstSpan(rows_).subspan(first_row)});
+                       .logit_indices = absl::MakeConstSpan(rows_).subspan(first_row),
+                       .choices = absl::MakeConstSpan(choices_).subspan(first_row)});
+  }
+}
+
+void EngineLoop::AddRows(const PlannedChunk& planned, const OpenRequest& request) {
+  for (int32_t i = 0; i < planned.prompt_rows; ++i) {
+    rows_.push_back(planned.prompt_row + i);
+    choices_.push_back({});
+  }
+  // The first sampled row is that of the token in front of the drafts.
+  const size_t known = request.tokens.size() - static_cast<size_t>(planned.drafts);
+  for (int32_t i = 0; i < planned.sample_rows; ++i) {
+    rows_.push_back(planned.tokens - planned.sample_rows + i);
+    const bool follows =
+        executor_->chooses_tokens() &&
+        TokenChooser::FollowsFromSampling(request.request, request.generated() + i);
+    choices_.push_back({.sampling = follows ? &request.request.sampling : nullptr,
+                        .position = PositionOf(known + static_cast<size_t>(i))});
   }
 }
 
 namespace {
 
-// False if the reader was too slow.
-bool PushPromptRows(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits,
-                    int64_t vocab_size, const TokenChooser& chooser) {
+void AddPromptEvents(OpenRequest& request, const PlannedChunk& chunk, const int32_t* logits,
+                     int64_t vocab_size, const TokenChooser& chooser) {
   for (int32_t row = 0; row < chunk.prompt_rows; ++row) {
     const int32_t next = chunk.position + chunk.prompt_row + row + 1;
     Event event;
@@ -224,66 +306,62 @@ bool PushPromptRows(OpenRequest& request, const PlannedChunk& chunk, const int32
     event.cached_tokens = request.cached_tokens();
     chooser.Describe(logits + row * vocab_size, event.token_id, request.request.prompt_logprobs,
                      &event);
-    if (!request.stream->PushToken(std::move(event))) return false;
+    request.undelivered.push_back(std::move(event));
   }
-  return true;
 }
 
-// The same.
-bool PushToken(OpenRequest& request, int32_t token, const int32_t* logits,
-               const TokenChooser& chooser) {
+void AddTokenEvent(OpenRequest& request, int32_t token, const int32_t* logits,
+                   const TokenChooser& chooser) {
   Event event;
   event.token_id = token;
   event.index = request.generated() - 1;
   event.cached_tokens = request.cached_tokens();
   if (request.request.top_logprobs >= 0)
     chooser.Describe(logits, token, request.request.top_logprobs, &event);
-  return request.stream->PushToken(std::move(event));
+  request.undelivered.push_back(std::move(event));
 }
 
 }  // namespace
 
 void EngineLoop::ChooseTokens() {
   outcomes_.clear();
-  const int32_t* logits = logits_.data();
+  size_t row = 0;
   for (const PlannedChunk& chunk : plan_.chunks) {
-    outcomes_.push_back({&chunk, logits, open_.at(chunk.id).get()});
-    logits += int64_t{chunk.prompt_rows + chunk.sample_rows} * vocab_size_;
+    outcomes_.push_back({&chunk, row, open_.at(chunk.id).get()});
+    row += static_cast<size_t>(chunk.prompt_rows + chunk.sample_rows);
   }
   executor_->Parallel(static_cast<int32_t>(outcomes_.size()), [&](int32_t index, int32_t worker) {
-    ChooseTokens(outcomes_[static_cast<size_t>(index)], choosers_[static_cast<size_t>(worker)],
-                 options_.prefix_token_ids.size());
+    ChooseTokens(outcomes_[static_cast<size_t>(index)], choosers_[static_cast<size_t>(worker)]);
   });
 }
 
 // From the rows of one chunk: of a draft's row only if all drafts before it were the tokens that
 // the model chose.
-void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t prefix_tokens) {
+void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser) {
   const PlannedChunk& chunk = *outcome.chunk;
   OpenRequest& request = *outcome.request;
-  const int64_t vocab_size = chooser.vocab_size();
   request.tokens.resize(request.tokens.size() - static_cast<size_t>(chunk.drafts));
   request.drafts = 0;
-  if (!PushPromptRows(request, chunk, outcome.logits, vocab_size, chooser)) {
-    outcome.ending = Ending{FinishReason::kCancelled};
-  }
-  const int32_t* logits = outcome.logits + chunk.prompt_rows * vocab_size;
+  AddPromptEvents(request, chunk, Logits(outcome.row), vocab_size_, chooser);
+  const size_t first = outcome.row + static_cast<size_t>(chunk.prompt_rows);
   while (!outcome.ending && outcome.chosen < chunk.sample_rows) {
-    const int32_t token = chooser.Choose(request, logits, prefix_tokens + request.tokens.size());
-    request.tokens.push_back(token);
     const int32_t row = outcome.chosen++;
+    const size_t step_row = first + static_cast<size_t>(row);
+    const int32_t token =
+        choices_[step_row].sampling != nullptr
+            ? chosen_[step_row]
+            : chooser.Choose(request, Logits(step_row), PositionOf(request.tokens.size()));
+    request.tokens.push_back(token);
     if (chooser.Ends(request.request, token)) {
       outcome.ending = Ending{.reason = FinishReason::kStop, .stop_token_id = token};
       return;
     }
     TokenChooser::Note(request, token);
-    if (!PushToken(request, token, logits, chooser)) {
-      outcome.ending = Ending{FinishReason::kCancelled};
-    } else if (request.generated() == request.request.max_tokens) {
+    AddTokenEvent(request, token, Logits(step_row), chooser);
+    if (request.generated() == request.request.max_tokens) {
       outcome.ending = Ending{FinishReason::kLength};
     }
     if (row < chunk.drafts && request.proposal[static_cast<size_t>(row)] != token) return;
-    logits += vocab_size;
   }
 }
 
@@ -291,22 +369,22 @@ void EngineLoop::ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t pr
 void EngineLoop::Settle(Outcome& outcome) {
   const PlannedChunk& chunk = *outcome.chunk;
   OpenRequest& request = *outcome.request;
-  ReportTokens(request, outcome.chosen);
+  request.unreported = outcome.chosen;
   if (chunk.drafts > 0) {
     request.lookup.Report(chunk.drafts, outcome.chosen - 1);
     observer_->OnDraft(chunk.drafts, outcome.chosen - 1);
   }
-  // A chunk whose reader was too slow for its prompt's rows has chosen nothing, and ends.
-  if (chunk.sample_rows == 0 || outcome.chosen > 0) {
+  if (!advanced_) {
     const int32_t right = std::max(0, outcome.chosen - 1);
     scheduler_.Advance(chunk.id, chunk.tokens - chunk.drafts + right, outcome.chosen);
   }
   if (outcome.ending) End(request, *std::move(outcome.ending));
 }
 
-void EngineLoop::ReportTokens(OpenRequest& request, int32_t chosen) {
+void EngineLoop::ReportTokens(OpenRequest& request) {
+  if (request.unreported == 0) return;
   const int64_t now_ns = SteadyNowNs();
-  for (int32_t i = chosen; i > 0; --i) {
+  for (int32_t i = std::exchange(request.unreported, 0); i > 0; --i) {
     if (request.generated() - i == request.resumed) {
       observer_->OnFirstToken(absl::Nanoseconds(now_ns - request.submitted_ns));
     } else {
@@ -336,7 +414,11 @@ void EngineLoop::EndAll(FinishReason reason, absl::string_view error) {
 
 void EngineLoop::End(OpenRequest& request, Ending ending) {
   const auto node = open_.extract(request.id);
-  scheduler_.Remove(request.id);
+  if (scheduler_.Remove(request.id)) planned_ahead_ = false;
+  // An answer with a hole in it is not whole, whatever ended it.
+  if (!Deliver(request) && ending.reason != FinishReason::kError) {
+    ending = Ending{FinishReason::kCancelled};
+  }
   Event event;
   event.finished = true;
   event.reason = ending.reason;

@@ -42,22 +42,35 @@ class EngineLoop : private TokenSource {
   void EndExpired();
 
   void Step();
-  void ProposeDrafts();
-  void NoteChanges();
+  // While a step runs, which neither changes nor is changed by it.
+  void WorkBesideStep();
+  // False if the request's reader is too slow: it has to end.
+  bool Deliver(OpenRequest& request);
+  bool ProposeDrafts();  // whether there are any
+  void Plan();
+  void PlanAhead();
+  void NoteChanges(const StepPlan& plan);
   void BuildChunks();
+  // The rows of a planned chunk: which, and what becomes of each.
+  void AddRows(const PlannedChunk& planned, const OpenRequest& request);
   // What became of one chunk's rows.
   struct Outcome {
     const PlannedChunk* chunk;
-    const int32_t* logits;  // its first row
+    size_t row;  // its first
     OpenRequest* request;
     int32_t chosen = 0;  // tokens
     std::optional<Ending> ending;
   };
-  // All chunks at once, each by one worker: touches the chunk's own request and stream only.
+  // All chunks at once, each by one worker: touches the chunk's own request only.
   void ChooseTokens();
-  static void ChooseTokens(Outcome& outcome, TokenChooser& chooser, size_t prefix_tokens);
+  void ChooseTokens(Outcome& outcome, TokenChooser& chooser);
+  // Of the token behind so many tokens of a request, in the whole context.
+  uint64_t PositionOf(size_t tokens) const { return options_.prefix_token_ids.size() + tokens; }
+  const int32_t* Logits(size_t row) const {
+    return logits_.data() + row * static_cast<size_t>(vocab_size_);
+  }
   void Settle(Outcome& outcome);
-  void ReportTokens(OpenRequest& request, int32_t chosen);
+  void ReportTokens(OpenRequest& request);
 
   void LoseDevice(const absl::Status& status);
   void End(OpenRequest& request, Ending ending);
@@ -78,13 +91,21 @@ class EngineLoop : private TokenSource {
   bool look_for_cancelled_ = false;
   int64_t cache_queries_ = 0, cache_hits_ = 0;  // reported so far
 
+  // The step behind the running one was planned while that runs, and nothing has happened since
+  // that would change its plan.
+  bool planned_ahead_ = false;
+  StepPlan next_plan_;
+  bool advanced_ = false;  // the scheduler knows of the running step as if it were done
+
   // Of the running step, kept for their memory.
   StepPlan plan_;
   std::vector<SequenceChunk> chunks_;
   std::vector<Outcome> outcomes_;
-  std::vector<int32_t> rows_;  // logit indices of all chunks
+  std::vector<int32_t> rows_;       // logit indices of all chunks
+  std::vector<RowChoice> choices_;  // of each row
   std::vector<ExpiredSequence> expired_;
-  std::vector<int32_t> logits_;  // [max_step_logits][vocab_size]
+  std::vector<int32_t> logits_;  // [max_step_logits][vocab_size], of rows without a choice
+  std::vector<int32_t> chosen_;  // [max_step_logits], of rows with one
 };
 
 }  // namespace fixpoint

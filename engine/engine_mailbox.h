@@ -38,6 +38,10 @@ struct OpenRequest {
   int32_t drafts = 0;  // at the end of `tokens`
   std::vector<int32_t> proposal;
   int64_t last_token_ns = 0;
+  // What the last step gave and the stream and the observer were not told yet.
+  std::vector<Event> undelivered;
+  int32_t unreported = 0;  // tokens
+  bool overrun = false;    // the stream had no room: nothing more is delivered, the request ends
 
   int32_t generated() const { return static_cast<int32_t>(tokens.size()) - drafts - run_prompt; }
   int32_t prompt_tokens() const { return absorbed + run_prompt; }

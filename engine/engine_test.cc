@@ -67,8 +67,12 @@ class CountingObserver final : public EngineObserver {
   int finished[5] = {};
 };
 
-class EngineTest : public testing::Test {
+// Parameter: whether the executor copies its chunks, so that the engine plans ahead.
+class EngineTest : public testing::TestWithParam<bool> {
  protected:
+  EngineTest() {
+    if (GetParam()) executor_.CopyChunks();
+  }
   // The engine under test; options may be changed before the first call.
   Engine& engine() {
     if (engine_ == nullptr) engine_ = Engine::Create(&executor_, options_, &observer_);
@@ -101,7 +105,7 @@ class EngineTest : public testing::Test {
   std::unique_ptr<Engine> engine_;
 };
 
-TEST_F(EngineTest, GeneratesUpToMaxTokens) {
+TEST_P(EngineTest, GeneratesUpToMaxTokens) {
   const Answer answer = Generate(Greedy({10, 20}, 5));
   EXPECT_THAT(answer.tokens, testing::ElementsAre(21, 22, 23, 24, 25));
   EXPECT_EQ(answer.end.reason, FinishReason::kLength);
@@ -119,7 +123,7 @@ TEST_F(EngineTest, GeneratesUpToMaxTokens) {
   EXPECT_EQ(observer_.step_tokens, 6);
 }
 
-TEST_F(EngineTest, StopsAtEndOfSequenceAndStopIds) {
+TEST_P(EngineTest, StopsAtEndOfSequenceAndStopIds) {
   Answer answer = Generate(Greedy({47}, 20));
   EXPECT_THAT(answer.tokens, testing::ElementsAre(48, 49));
   EXPECT_EQ(answer.end.reason, FinishReason::kStop);
@@ -135,7 +139,7 @@ TEST_F(EngineTest, StopsAtEndOfSequenceAndStopIds) {
   EXPECT_THAT(Generate(Greedy({49}, 3)).tokens, testing::IsEmpty());  // the first token ends it
 }
 
-TEST_F(EngineTest, AbsorbsThePrefixOrItsBeginning) {
+TEST_P(EngineTest, AbsorbsThePrefixOrItsBeginning) {
   Answer answer = Generate(Greedy({1, 2, 30}, 2));
   EXPECT_THAT(answer.tokens, testing::ElementsAre(31, 32));
   EXPECT_EQ(answer.end.prompt_tokens, 3);
@@ -149,7 +153,7 @@ TEST_F(EngineTest, AbsorbsThePrefixOrItsBeginning) {
   EXPECT_THAT(Refusal(Greedy({1}, 5)), testing::HasSubstr("prefix (1 tokens"));
 }
 
-TEST_F(EngineTest, RefusesBadRequestsNamingFieldLimitAndValue) {
+TEST_P(EngineTest, RefusesBadRequestsNamingFieldLimitAndValue) {
   EXPECT_THAT(Refusal(Greedy({}, 5)), testing::HasSubstr("prompt is empty"));
   EXPECT_THAT(Refusal(Greedy({5, 100}, 5)),
               testing::HasSubstr("prompt[1] is 100, must be in [0, 99]"));
@@ -209,14 +213,14 @@ class NothingAllowed final : public TokenConstraint {
   bool Accept(int32_t) override { return false; }
 };
 
-TEST_F(EngineTest, RefusesResumedTokensThatTheConstraintForbids) {
+TEST_P(EngineTest, RefusesResumedTokensThatTheConstraintForbids) {
   Request request = Greedy({5}, 3);
   request.resume = {7};
   request.constraint = std::make_shared<NothingAllowed>();
   EXPECT_THAT(Refusal(request), testing::HasSubstr("resume[0] is token 7"));
 }
 
-TEST_F(EngineTest, ReportsLogprobs) {
+TEST_P(EngineTest, ReportsLogprobs) {
   Request request = Greedy({5}, 1);
   request.top_logprobs = 3;
   const Answer answer = Generate(request);
@@ -231,7 +235,7 @@ TEST_F(EngineTest, ReportsLogprobs) {
   EXPECT_EQ(event.top[2].token_id, 1);
 }
 
-TEST_F(EngineTest, RefusesWhatTheQueueCannotHold) {
+TEST_P(EngineTest, RefusesWhatTheQueueCannotHold) {
   options_.max_running = 1;
   options_.max_queue_requests = 2;
   options_.max_queue_tokens = 10;
@@ -254,7 +258,7 @@ TEST_F(EngineTest, RefusesWhatTheQueueCannotHold) {
   ExpectAllFree();
 }
 
-TEST_F(EngineTest, DeadlineEndsWaitingAndRunningRequests) {
+TEST_P(EngineTest, DeadlineEndsWaitingAndRunningRequests) {
   options_.max_running = 1;
   executor_.Allow(0);
   Request request = Greedy({5}, 100);
@@ -273,7 +277,7 @@ TEST_F(EngineTest, DeadlineEndsWaitingAndRunningRequests) {
   ExpectAllFree();
 }
 
-TEST_F(EngineTest, LeavesTheQueueAfterItsTimeThere) {
+TEST_P(EngineTest, LeavesTheQueueAfterItsTimeThere) {
   options_.max_running = 1;
   options_.max_queue_time = absl::Milliseconds(500);
   executor_.Allow(0);
@@ -289,7 +293,7 @@ TEST_F(EngineTest, LeavesTheQueueAfterItsTimeThere) {
   EXPECT_THAT(std::string(answer.end.error.message()), testing::HasSubstr("500ms"));
 }
 
-TEST_F(EngineTest, CancelEndsWithinTwoSteps) {
+TEST_P(EngineTest, CancelEndsWithinTwoSteps) {
   executor_.Allow(0);
   const auto stream = Submit(Greedy({5}, 150));
   const auto other = Submit(Greedy({5}, 150));
@@ -307,7 +311,7 @@ TEST_F(EngineTest, CancelEndsWithinTwoSteps) {
   ExpectAllFree();
 }
 
-TEST_F(EngineTest, DroppingTheStreamCancels) {
+TEST_P(EngineTest, DroppingTheStreamCancels) {
   executor_.Allow(0);
   auto stream = Submit(Greedy({5}, 150));
   executor_.AwaitSteps(1);
@@ -320,7 +324,7 @@ TEST_F(EngineTest, DroppingTheStreamCancels) {
   EXPECT_EQ(observer_.finished[static_cast<size_t>(FinishReason::kCancelled)], 1);
 }
 
-TEST_F(EngineTest, ALostDeviceEndsAllWithUnavailable) {
+TEST_P(EngineTest, ALostDeviceEndsAllWithUnavailable) {
   options_.max_running = 1;
   executor_.Allow(0);
   const auto running = Submit(Greedy({5}, 150));
@@ -339,7 +343,7 @@ TEST_F(EngineTest, ALostDeviceEndsAllWithUnavailable) {
   ExpectAllFree();
 }
 
-TEST_F(EngineTest, AStreamThatNobodyReadsIsCancelled) {
+TEST_P(EngineTest, AStreamThatNobodyReadsIsCancelled) {
   options_.stream_capacity_events = 7;
   const auto unread = Submit(Greedy({5}, 40));
   const auto other = Submit(Greedy({5}, 7));
@@ -352,7 +356,148 @@ TEST_F(EngineTest, AStreamThatNobodyReadsIsCancelled) {
   ExpectAllFree();
 }
 
-TEST_F(EngineTest, DrainLetsRequestsFinishAndRefusesNewOnes) {
+// Looks around when a step is submitted and when it is waited for.
+class WatchedExecutor final : public FakeExecutor {
+ public:
+  explicit WatchedExecutor(std::function<int()> look) : look_(std::move(look)) {}
+  absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                      int32_t* tokens) override {
+    at_submit.push_back(look_());
+    return FakeExecutor::Submit(chunks, logits, tokens);
+  }
+  absl::Status Wait() override {
+    at_wait.push_back(look_());
+    return FakeExecutor::Wait();
+  }
+  std::vector<int> at_submit, at_wait;
+
+ private:
+  const std::function<int()> look_;
+};
+
+// A device computes meanwhile.
+TEST_P(EngineTest, TokensOfAStepAreDeliveredBesideTheNextOne) {
+  std::mutex mutex;
+  std::shared_ptr<Stream> stream;
+  int events = 0;
+  WatchedExecutor executor([&] {
+    std::lock_guard<std::mutex> lock(mutex);
+    Event event;
+    while (stream->TryNext(&event)) ++events;
+    return events;
+  });
+  if (GetParam()) executor.CopyChunks();
+  const auto engine = Engine::Create(&executor, options_, &observer_);
+  {
+    std::lock_guard<std::mutex> lock(mutex);  // the first step is submitted behind it
+    auto submitted = engine->Submit(Greedy({5, 6}, 4));
+    ASSERT_TRUE(submitted.ok()) << submitted.status();
+    stream = *std::move(submitted);
+  }
+  engine->Drain(kPatience);
+  EXPECT_THAT(executor.at_submit, testing::ElementsAre(0, 0, 1, 2));
+  EXPECT_THAT(executor.at_wait, testing::ElementsAre(0, 1, 2, 3));
+  EXPECT_EQ(observer_.first_tokens, 1);
+  EXPECT_EQ(observer_.later_tokens, 3);
+  Event event;
+  ASSERT_TRUE(stream->TryNext(&event));
+  EXPECT_EQ(event.token_id, 10);
+  ASSERT_TRUE(stream->TryNext(&event));
+  EXPECT_EQ(event.reason, FinishReason::kLength);
+}
+
+// One at a time: the second is admitted while the first one's last token is computed, where the
+// executor does not need the first one's chunk any more.
+TEST_P(EngineTest, TheNextStepIsPlannedBesideTheRunningOne) {
+  std::mutex mutex;
+  WatchedExecutor executor([&] {
+    std::lock_guard<std::mutex> lock(mutex);
+    return observer_.admitted;
+  });
+  if (GetParam()) executor.CopyChunks();
+  options_.max_running = 1;
+  const auto engine = Engine::Create(&executor, options_, &observer_);
+  std::vector<std::shared_ptr<Stream>> streams;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (const int32_t token : {5, 8}) {
+      auto submitted = engine->Submit(Greedy({token}, 3));
+      ASSERT_TRUE(submitted.ok()) << submitted.status();
+      streams.push_back(*std::move(submitted));
+    }
+  }
+  EXPECT_THAT(Read(*streams[0]).tokens, testing::ElementsAre(6, 7, 8));
+  EXPECT_THAT(Read(*streams[1]).tokens, testing::ElementsAre(9, 10, 11));
+  engine->Drain(kPatience);
+  EXPECT_THAT(executor.at_submit, testing::ElementsAre(1, 1, 1, 2, 2, 2));
+  EXPECT_THAT(executor.at_wait, GetParam() ? testing::ElementsAre(1, 1, 2, 2, 2, 2)
+                                           : testing::ElementsAre(1, 1, 1, 2, 2, 2));
+}
+
+// The step that was planned behind a token which ends the answer does not run it.
+TEST_P(EngineTest, AnAnswerThatEndsLeavesThePlanThatHasIt) {
+  const Answer answer = Generate(Greedy({47}, 10));
+  EXPECT_THAT(answer.tokens, testing::ElementsAre(48, 49));
+  EXPECT_EQ(answer.end.stop_token_id, 50);
+  ExpectAllFree();
+  engine().Drain(kPatience);
+  EXPECT_EQ(observer_.steps, 3);
+  EXPECT_EQ(observer_.step_tokens, 3);
+}
+
+TEST_P(EngineTest, WhoArrivesBesideAStepIsInTheNextOne) {
+  executor_.Allow(0);
+  const auto first = Submit(Greedy({5}, 3));
+  executor_.AwaitSteps(1);  // and the second is planned, where that is done ahead
+  const auto second = Submit(Greedy({8}, 2));
+  executor_.Allow(-1);
+  EXPECT_EQ(Read(*first).tokens.size(), 3u);
+  EXPECT_EQ(Read(*second).tokens.size(), 2u);
+  engine().Drain(kPatience);
+  EXPECT_EQ(observer_.steps, 3);
+}
+
+TEST_P(EngineTest, WhoExpiresBesideAStepIsNotInTheNextOne) {
+  executor_.Allow(0);
+  Request late = Greedy({5}, 30);
+  late.deadline = absl::Now() + absl::Milliseconds(300);
+  const absl::Time deadline = late.deadline;
+  const auto first = Submit(std::move(late));
+  const auto second = Submit(Greedy({8}, 5));
+  executor_.AwaitSteps(1);
+  absl::SleepFor(deadline + absl::Milliseconds(20) - absl::Now());
+  executor_.Allow(-1);
+  EXPECT_EQ(Read(*first).end.reason, FinishReason::kDeadline);
+  EXPECT_THAT(Read(*second).tokens, testing::ElementsAre(9, 10, 11, 12, 13));
+}
+
+// 12, which the first step chooses, has been seen behind 10 and 11.
+TEST_P(EngineTest, DraftsAreInTheStepBehindTheTokenThatAllowsThem) {
+  Request request = Greedy({10, 11, 12, 13, 14, 15, 16, 17, 10, 11}, 7);
+  request.speculation = Speculation::kOn;
+  EXPECT_THAT(Generate(std::move(request)).tokens,
+              testing::ElementsAre(12, 13, 14, 15, 16, 17, 18));
+  engine().Drain(kPatience);
+  EXPECT_EQ(observer_.steps, 2);
+}
+
+// Where the last token finds no room, the answer has not reached its length.
+TEST_P(EngineTest, AnAnswerThatLosesItsLastTokenIsCancelled) {
+  options_.stream_capacity_events = 3;
+  for (const int max_tokens : {3, 4}) {
+    const auto stream = Submit(Greedy({5}, max_tokens));
+    for (int i = 0; i < 10000 && engine().load().running > 0; ++i)
+      absl::SleepFor(absl::Milliseconds(1));
+    engine().Drain(kPatience);
+    const Answer answer = Read(*stream);
+    EXPECT_THAT(answer.tokens, testing::ElementsAre(6, 7, 8));
+    EXPECT_EQ(answer.end.reason,
+              max_tokens == 3 ? FinishReason::kLength : FinishReason::kCancelled);
+    engine_.reset();
+  }
+}
+
+TEST_P(EngineTest, DrainLetsRequestsFinishAndRefusesNewOnes) {
   executor_.Allow(0);
   const auto stream = Submit(Greedy({5}, 30));
   executor_.AwaitSteps(1);
@@ -369,7 +514,7 @@ TEST_F(EngineTest, DrainLetsRequestsFinishAndRefusesNewOnes) {
   engine().Drain(kPatience);  // again, harmless
 }
 
-TEST_F(EngineTest, DrainCancelsWhatIsLeftAfterTheTimeout) {
+TEST_P(EngineTest, DrainCancelsWhatIsLeftAfterTheTimeout) {
   executor_.Allow(3);
   const auto stream = Submit(Greedy({5}, 40));
   executor_.AwaitSteps(4);
@@ -383,7 +528,7 @@ TEST_F(EngineTest, DrainCancelsWhatIsLeftAfterTheTimeout) {
   EXPECT_EQ(executor_.steps(), 4);
 }
 
-TEST_F(EngineTest, AStreamOutlivesTheEngine) {
+TEST_P(EngineTest, AStreamOutlivesTheEngine) {
   executor_.Allow(2);
   const auto stream = Submit(Greedy({5}, 40));
   executor_.AwaitSteps(3);
@@ -395,7 +540,7 @@ TEST_F(EngineTest, AStreamOutlivesTheEngine) {
   stream->Cancel();
 }
 
-TEST_F(EngineTest, IdleEngineDoesNotSpin) {
+TEST_P(EngineTest, IdleEngineDoesNotSpin) {
   EXPECT_EQ(Generate(Greedy({5}, 3)).tokens.size(), 3u);
   const std::clock_t before = std::clock();
   absl::SleepFor(absl::Milliseconds(200));
@@ -404,7 +549,7 @@ TEST_F(EngineTest, IdleEngineDoesNotSpin) {
   EXPECT_EQ(executor_.steps(), 3);
 }
 
-TEST_F(EngineTest, ManyThreadsSubmitReadCancelAndDrop) {
+TEST_P(EngineTest, ManyThreadsSubmitReadCancelAndDrop) {
   options_.max_queue_requests = 1000;
   engine();
   std::vector<std::thread> threads;
@@ -432,6 +577,9 @@ TEST_F(EngineTest, ManyThreadsSubmitReadCancelAndDrop) {
   for (const int count : observer_.finished) ends += count;
   EXPECT_EQ(ends, 200);
 }
+
+INSTANTIATE_TEST_SUITE_P(Chunks, EngineTest, testing::Bool(),
+                         [](const auto& test) { return test.param ? "copied" : "kept"; });
 
 }  // namespace
 }  // namespace fixpoint

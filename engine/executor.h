@@ -8,8 +8,16 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "engine/sampling_params.h"
 
 namespace fixpoint {
+
+// What becomes of a wanted row: its logits are copied, or the executor chooses its token by the
+// rules of engine/sampler.h and nothing else.
+struct RowChoice {
+  const SamplingParams* sampling = nullptr;  // null: the logits are wanted
+  uint64_t position = 0;                     // of the token in the whole context
+};
 
 // Consecutive tokens of one sequence. Cache position 0 is the first token behind the model's fixed
 // prefix.
@@ -22,6 +30,8 @@ struct SequenceChunk {
   // Indices into token_ids, rising, whose logits are wanted. Empty: none (a prefill chunk in the
   // middle of a prompt).
   absl::Span<const int32_t> logit_indices;
+  // Of each of logit_indices, or empty: all logits are wanted. For ForwardAndChoose only.
+  absl::Span<const RowChoice> choices = {};
 };
 
 // Sizes that the scheduler and the KV pool need.
@@ -48,6 +58,35 @@ class Executor {
   // threads. Called by one thread only (the engine thread). An error means that the device is lost.
   virtual absl::Status Forward(absl::Span<const SequenceChunk> chunks, int32_t* logits) = 0;
 
+  // Whether ForwardAndChoose works. Where it does not, the caller chooses from logits.
+  virtual bool chooses_tokens() const { return false; }
+
+  // Forward for chunks with choices. Row r of the step, counted over all chunks, is written to
+  // logits + r * vocab_size where its logits are wanted; where its token is, the token is written
+  // to tokens[r] and the row of logits is left alone. Both have room for all rows; tokens of
+  // other rows mean nothing.
+  virtual absl::Status ForwardAndChoose(absl::Span<const SequenceChunk>, int32_t* /*logits*/,
+                                        int32_t* /*tokens*/) {
+    return absl::UnimplementedError("this executor does not choose tokens");
+  }
+
+  // The same in two halves, so that the caller can work beside a device: Submit starts the step,
+  // Wait ends it, as ForwardAndChoose does, or Forward where chooses_tokens() is false. In between,
+  // logits and tokens mean nothing, and no other function may be called but those that are const.
+  // No Wait behind a Submit that failed. An executor without a device of its own runs the whole
+  // step in Wait: where copies_chunks() is false, chunks and all that they point to stay as they
+  // are until then.
+  virtual absl::Status Submit(absl::Span<const SequenceChunk> chunks, int32_t* logits,
+                              int32_t* tokens) {
+    submitted_ = {chunks, logits, tokens};
+    return absl::OkStatus();
+  }
+  virtual bool copies_chunks() const { return false; }
+  virtual absl::Status Wait() {
+    const auto [chunks, logits, tokens] = submitted_;
+    return chooses_tokens() ? ForwardAndChoose(chunks, logits, tokens) : Forward(chunks, logits);
+  }
+
   // Runs task(index, worker) for index in [0, tasks), worker in [0, workers()), and returns when
   // all are done: the executor's threads, lent to the engine thread between two steps. A worker
   // number is in use by one thread at a time.
@@ -56,6 +95,13 @@ class Executor {
     for (int32_t i = 0; i < tasks; ++i) task(i, 0);
   }
   virtual int32_t workers() const { return 1; }
+
+ private:
+  struct {
+    absl::Span<const SequenceChunk> chunks;
+    int32_t* logits = nullptr;
+    int32_t* tokens = nullptr;
+  } submitted_;
 };
 
 }  // namespace fixpoint

@@ -114,11 +114,15 @@ class NvidiaDevice final : public CudaDevice {
   }
 
   absl::Status Download(void* host, const void* device, int64_t bytes) override {
-    RETURN_IF_ERROR(Use());
-    RETURN_IF_ERROR(Check(
-        cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
-        "cudaMemcpyAsync from the device"));
+    RETURN_IF_ERROR(EnqueueDownload(host, device, bytes));
     return Synchronize();
+  }
+
+  absl::Status EnqueueDownload(void* host, const void* device, int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    return Check(
+        cudaMemcpyAsync(host, device, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+        "cudaMemcpyAsync from the device");
   }
 
   absl::Status DownloadRows(void* host, int64_t host_stride, const void* device, int64_t row_bytes,

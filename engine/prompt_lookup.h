@@ -19,6 +19,12 @@ class PromptLookup {
 
   explicit PromptLookup(Speculation mode) : mode_(mode) {}
 
+  // Takes in what Propose would take in first: for a time when nobody waits for it. `tokens`: all
+  // known ones.
+  void Learn(absl::Span<const int32_t> tokens) {
+    if (mode_ != Speculation::kOff) Index(tokens);
+  }
+
   // Appends drafts behind `tokens`, all tokens of the sequence: at most `most` and kMaxDrafts. May
   // append none. kAuto proposes as many as recent steps make likely to be right, and after misses
   // none for some tokens.

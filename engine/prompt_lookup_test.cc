@@ -53,6 +53,7 @@ TEST(PromptLookupTest, EqualsAMapOnRandomTokens) {
     std::vector<int32_t> tokens;
     for (int step = 0; step < 400; ++step) {
       tokens.push_back(static_cast<int32_t>(random() % 4));
+      if (random() % 4 == 0) lookup.Learn(tokens);  // changes nothing
       if (tokens.size() < 4) continue;
       const std::vector<int32_t> before(tokens.end() - 4, tokens.end() - 1);
       last[before] = tokens.size() - 1;

@@ -10,8 +10,8 @@ namespace fixpoint {
 namespace {
 
 // 2^31 * 2^(-i/256), rounded to nearest.
-constexpr uint32_t kExp2Table[257] = {
-#include "engine/exp2_table.inc"
+constexpr uint32_t kExp2Table[kExp2Entries] = {
+#include "kernels/reference/exp2_table.inc"
 };
 
 constexpr uint64_t kLog2E_Q30 = 1549082005;  // log2(e) * 2^30
@@ -35,17 +35,6 @@ struct FallingOrder {
 
 uint32_t Distance(int32_t max_logit, int32_t logit) {
   return static_cast<uint32_t>(max_logit) - static_cast<uint32_t>(logit);
-}
-
-uint64_t ScaledDistance(uint32_t distance, const ExpScale& scale) {
-  return (distance * scale.c + (uint64_t{1} << (scale.n - 1))) >> scale.n;
-}
-
-// 2^31 * 2^-(fraction of y), y with 24 fraction bits: in [2^30, 2^31].
-uint32_t Exp2Fraction(uint64_t y) {
-  const uint32_t i = static_cast<uint32_t>(y >> 16) & 255;
-  const uint64_t slope = kExp2Table[i] - kExp2Table[i + 1];
-  return kExp2Table[i] - static_cast<uint32_t>(RoundShiftUnsigned(slope * (y & 0xffff), 16));
 }
 
 // The tokens that top_k and top_p leave: those not behind `last` in falling order.
@@ -155,8 +144,7 @@ Kept ApplyTopKAndTopP(const int32_t* logits, int32_t vocab_size, const SamplingP
   if (params.top_p_q16 < 65536) {
     uint64_t sum = 0;
     for (const uint64_t part : widths.sums) sum += part;
-    using Wide = unsigned __int128;
-    uint64_t target = static_cast<uint64_t>((Wide{sum} * params.top_p_q16 + 65535) >> 16);
+    uint64_t target = TopPTarget(sum, params.top_p_q16);
     int32_t width = Widths::kCount - 1;
     for (; widths.sums[width] < target; --width) target -= widths.sums[width];
     if (width != gathered) Gather(logits, vocab_size, width, s);
@@ -180,10 +168,7 @@ ExpScale MakeExpScale(uint32_t inverse_temperature_q16, int32_t logit_fraction_b
 }
 
 uint32_t SamplingWeight(uint32_t distance, const ExpScale& scale) {
-  const uint64_t y = ScaledDistance(distance, scale);
-  const uint64_t whole = y >> 24;
-  if (whole > 32) return 0;
-  return static_cast<uint32_t>(RoundShiftUnsigned(Exp2Fraction(y), static_cast<int32_t>(whole)));
+  return SamplingWeight(distance, scale, kExp2Table);
 }
 
 int32_t Argmax(const int32_t* logits, int32_t vocab_size) {
@@ -221,10 +206,7 @@ int32_t SampleToken(const int32_t* logits, int32_t vocab_size, int32_t logit_fra
     if (weights[id] < least || !kept.Has(logits[id], id)) weights[id] = 0;
     total += weights[id];
   }
-  const uint64_t random = TokenRandomBits(params.seed, position);
-  const uint64_t draw =
-      static_cast<uint64_t>((static_cast<unsigned __int128>(random) * total) >> 64);
-  return TokenAtDraw(weights, draw);
+  return TokenAtDraw(weights, DrawBelow(total, TokenRandomBits(params.seed, position)));
 }
 
 int32_t TokenAtDraw(const uint32_t* weights, uint64_t draw) {
@@ -265,7 +247,7 @@ LogNormalizer ComputeLogNormalizer(const int32_t* logits, int32_t vocab_size,
     const uint64_t y = ScaledDistance(Distance(normalizer.max_logit, logits[id]), scale);
     const uint64_t whole = y >> 24;
     if (whole > kLogSumBits + 1) continue;
-    sum += RoundShiftUnsigned(uint64_t{Exp2Fraction(y)} << (kLogSumBits - 31),
+    sum += RoundShiftUnsigned(uint64_t{Exp2Fraction(y, kExp2Table)} << (kLogSumBits - 31),
                               static_cast<int32_t>(whole));
   }
   const uint64_t log2_q24 = Log2Q24(sum) - (uint64_t{kLogSumBits} << 24);  // [0, 20] units

@@ -21,16 +21,12 @@
 #include <cstdint>
 
 #include "engine/sampling_params.h"
+#include "kernels/reference/sampling.h"
 
 namespace fixpoint {
 
 inline constexpr int32_t kMaxLogitFractionBits = 30;
 
-// Multiplier of a logit distance: y = rs64(d * c, n).
-struct ExpScale {
-  uint64_t c = 0;  // below 2^32
-  int32_t n = 1;   // [1, 52]
-};
 // Requires inverse_temperature_q16 >= 1 and 0 <= logit_fraction_bits <= kMaxLogitFractionBits.
 ExpScale MakeExpScale(uint32_t inverse_temperature_q16, int32_t logit_fraction_bits);
 // 2^31 * exp(-d / temperature), the `w` above.

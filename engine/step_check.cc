@@ -8,6 +8,20 @@
 namespace fixpoint {
 namespace {
 
+absl::Status CheckChoices(const SequenceChunk& chunk, const ExecutorLimits& limits) {
+  if (chunk.choices.empty()) return absl::OkStatus();
+  const auto rows = static_cast<int64_t>(chunk.logit_indices.size());
+  RETURN_IF_ERROR(
+      CheckRange("choices of a chunk", static_cast<int64_t>(chunk.choices.size()), rows, rows));
+  for (const RowChoice& choice : chunk.choices) {
+    if (choice.sampling == nullptr) continue;
+    RETURN_IF_ERROR(CheckRange("top_k", choice.sampling->top_k, 0, limits.vocab_size));
+    RETURN_IF_ERROR(CheckRange("top_p_q16", choice.sampling->top_p_q16, 1, 65536));
+    RETURN_IF_ERROR(CheckRange("min_p_q16", choice.sampling->min_p_q16, 0, 65536));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckChunk(const SequenceChunk& chunk, const ExecutorLimits& limits, int64_t* tokens,
                         int64_t* rows) {
   const int64_t count = static_cast<int64_t>(chunk.token_ids.size());
@@ -33,7 +47,7 @@ absl::Status CheckChunk(const SequenceChunk& chunk, const ExecutorLimits& limits
     RETURN_IF_ERROR(CheckRange("logit index", index, int64_t{previous} + 1, count - 1));
     previous = index;
   }
-  return absl::OkStatus();
+  return CheckChoices(chunk, limits);
 }
 
 }  // namespace

@@ -58,6 +58,11 @@ int32_t TokenChooser::Choose(OpenRequest& request, const int32_t* logits, uint64
   return token;
 }
 
+bool TokenChooser::FollowsFromSampling(const Request& request, int32_t generated) {
+  return request.adjust.empty() && request.constraint == nullptr &&
+         generated >= request.min_tokens && request.top_logprobs < 0;
+}
+
 void TokenChooser::Note(OpenRequest& request, int32_t token) {
   if (request.request.adjust.counts_tokens()) request.counts.AddAnswer(token);
   if (request.request.constraint == nullptr) return;

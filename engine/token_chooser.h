@@ -23,6 +23,10 @@ class TokenChooser {
   // it.
   int32_t Choose(OpenRequest& request, const int32_t* logits, uint64_t position);
 
+  // Whether the request's token behind `generated` tokens of its answer follows from SamplingParams
+  // and the row's logits alone, and nothing is told of the logits: an executor may then choose it.
+  static bool FollowsFromSampling(const Request& request, int32_t generated);
+
   // Notes a token of the answer for the rules of later ones. `Choose` does not.
   static void Note(OpenRequest& request, int32_t token);
 

@@ -46,6 +46,10 @@ FIXPOINT_DEVICE int32_t ShuffleXor(int32_t value, int32_t mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 FIXPOINT_DEVICE void AtomicAddShared(int32_t* at, int32_t value) { atomicAdd(at, value); }
+// The same; returns what was there.
+FIXPOINT_DEVICE uint32_t FetchAddShared(uint32_t* at, uint32_t value) {
+  return atomicAdd(at, value);
+}
 // Memory that no thread writes while the kernel runs.
 FIXPOINT_DEVICE Quad LoadQuad(const void* at) {
   const uint4 v = __ldg(static_cast<const uint4*>(at));
@@ -95,6 +99,11 @@ inline void SyncWarp() { emulator::SyncWarp(); }
 inline int32_t ShuffleXor(int32_t value, int32_t mask) { return emulator::ShuffleXor(value, mask); }
 inline void AtomicAddShared(int32_t* at, int32_t value) {
   *at = static_cast<int32_t>(static_cast<uint32_t>(*at) + static_cast<uint32_t>(value));
+}
+inline uint32_t FetchAddShared(uint32_t* at, uint32_t value) {
+  const uint32_t before = *at;
+  *at += value;
+  return before;
 }
 inline Quad LoadQuad(const void* at) {
   emulator::CheckAligned(at, alignof(Quad));

@@ -318,6 +318,9 @@ std::span<const KernelCase> KernelCases() {
       {"Attention", AttentionCase},
       {"AttentionLong", AttentionLongCase},
       {"AttentionExtremes", AttentionExtremesCase},
+      {"Sample", SampleCase},
+      {"SampleExtremes", SampleExtremesCase},
+      {"SampleLargest", SampleLargestCase},
   };
   return kCases;
 }

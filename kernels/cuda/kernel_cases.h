@@ -42,5 +42,8 @@ std::string LogitsCase(CaseDevice& device);
 std::string AttentionCase(CaseDevice& device);
 std::string AttentionLongCase(CaseDevice& device);
 std::string AttentionExtremesCase(CaseDevice& device);
+std::string SampleCase(CaseDevice& device);
+std::string SampleExtremesCase(CaseDevice& device);
+std::string SampleLargestCase(CaseDevice& device);
 
 }  // namespace fixpoint

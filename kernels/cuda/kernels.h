@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "kernels/ops.h"
+#include "kernels/reference/sampling.h"
 
 namespace fixpoint {
 
@@ -188,6 +189,32 @@ struct CudaLogitsArgs {
   int32_t* logits;  // [rows][vocab]
 };
 
+enum class SampleKind : int32_t {
+  kNothing,  // the row's logits are wanted, or it is padding: its token is -1
+  kGreedy,   // the largest logit, the lowest id on ties
+  kDraw,
+};
+
+// How the token of a row is chosen: the SamplingParams of engine/sampling_params.h and what depends
+// on the token's position.
+struct CudaSampleRow {
+  SampleKind kind = SampleKind::kNothing;
+  // Of kDraw only, from here.
+  int32_t top_k = 0;  // 0: off; larger than the vocabulary is as good as off
+  uint32_t top_p_q16 = 65536, min_p_q16 = 0;
+  ExpScale scale;       // of the temperature
+  uint64_t random = 0;  // of the seed and the token's position
+};
+
+// Tokens by the rules of engine/sampler.h, without a mask. Sums are exact and ties go by id, so the
+// order in which threads work cannot change a token.
+struct CudaSampleArgs {
+  const int32_t* logits;         // [rows][vocab], |logit| < 2^30
+  int32_t rows, vocab;           // vocab in [1, 2^20]
+  const CudaSampleRow* choices;  // [rows]
+  int32_t* tokens;               // [rows]
+};
+
 struct CudaKernels {
   const char* name;  // "cuda", "emulated"
   int (*gemm)(const CudaGemmArgs&, CudaStream*);
@@ -199,6 +226,7 @@ struct CudaKernels {
   int (*attend_prefill)(const CudaAttentionArgs&, CudaStream*);
   int (*attend_decode)(const CudaDecodeArgs&, CudaStream*);
   int (*logits)(const CudaLogitsArgs&, CudaStream*);
+  int (*sample)(const CudaSampleArgs&, CudaStream*);
 };
 
 const CudaKernels& DeviceKernels();    // target fixpoint_kernels_cuda

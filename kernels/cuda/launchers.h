@@ -13,7 +13,8 @@
   int Rotate(const CudaRotateArgs&, CudaStream*);           \
   int AttendPrefill(const CudaAttentionArgs&, CudaStream*); \
   int AttendDecode(const CudaDecodeArgs&, CudaStream*);     \
-  int Logits(const CudaLogitsArgs&, CudaStream*);
+  int Logits(const CudaLogitsArgs&, CudaStream*);           \
+  int Sample(const CudaSampleArgs&, CudaStream*);
 
 namespace fixpoint {
 namespace cuda_device {

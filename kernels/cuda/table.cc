@@ -17,7 +17,7 @@ const CudaKernels& FIXPOINT_TABLE() {
   static constexpr CudaKernels kTable = {
       FIXPOINT_TABLE_NAME,     launchers::Gemm,   launchers::Embed,  launchers::Residual,
       launchers::GatherNorm,   launchers::SwiGlu, launchers::Rotate, launchers::AttendPrefill,
-      launchers::AttendDecode, launchers::Logits,
+      launchers::AttendDecode, launchers::Logits, launchers::Sample,
   };
   return kTable;
 }
