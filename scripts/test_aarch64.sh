@@ -2,7 +2,7 @@
 # Cross-compiles for aarch64 and runs, under qemu-user, the tests of the kernels and the golden digests of tiny models on the
 # levels portable, neon and i8mm and without floating-point registers: equal to those recorded on x86. Installs the compiler and
 # qemu (root or sudo) and unpacks libraries into build/. About 5 minutes of CPU from nothing (estimated, not measured).
-# FIXPOINT_BUNDLE names a bundle whose recorded digest is checked on the three levels, too: slow for a 135M model.
+# FIXPOINT_BUNDLE names a bundle whose recorded digest is checked on the three levels, too (135M: half a minute each).
 # Skips aloud where compiler, qemu or libraries cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
