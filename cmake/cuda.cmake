@@ -18,6 +18,8 @@ if(NOT FIXPOINT_CUDA STREQUAL "OFF")
     "$ENV{VIRTUAL_ENV}/lib/python3*/site-packages/nvidia/cu13"
     "${CMAKE_SOURCE_DIR}/build/cuda_venv/lib/python3*/site-packages/nvidia/cu13")
   set(roots ${FIXPOINT_CUDA_ROOT} ${pypi_roots})
+  # CMake 3.25 sets a property of this target unseen, but CUDA 13 has no such library.
+  add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
   find_package(CUDAToolkit 12 QUIET)
   find_path(FIXPOINT_CUBLASLT_INCLUDE_DIR cublasLt.h
     HINTS ${roots} PATH_SUFFIXES include PATHS ${CUDAToolkit_INCLUDE_DIRS} NO_DEFAULT_PATH)

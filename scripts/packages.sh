@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs Debian 12 packages: packages.sh build|image|test|e2e|aarch64. Does nothing, in under a second, when all are there. Needs root or
-# sudo. The lists are the only place where packages are named, but for aarch64_sysroot.sh.
+# sudo. The lists are the only place where packages are named, but for aarch64_sysroot.sh and gpu_check.sh.
 # image: what docker/Dockerfile builds with, in exactly the versions of docker/packages.lock, those of the base image included. Debian's
 # archive keeps the newest version of a package only, so a lock grows old with the next security update: this then fails and says so.
 # With PACKAGES=newest the lists are installed as they are today; `scripts/image.sh lock` does that and writes the lock.

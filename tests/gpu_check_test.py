@@ -1,13 +1,16 @@
 """scripts/gpu_check.sh as a GPU machine runs it, as far as it goes without one: packed programs on the emulator, the refusal of a
-machine without a GPU, figures of torch put beside ours.
+machine without a GPU, figures of torch put beside ours, packed sources configured with the packed libraries.
 
-Packs a build with CUDA: FIXPOINT_CUDA_BUILD_DIR, default build/cuda; skips aloud where none is configured."""
+Packs a build with CUDA: FIXPOINT_CUDA_BUILD_DIR, default build/cuda; skips aloud where none is configured, and the configuration where
+no nvcc is."""
 import importlib.util
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
+import tarfile
 
 import pytest
 
@@ -55,6 +58,64 @@ def test_packed_programs_are_equal_on_the_emulator_and_write_their_figures(packe
         assert figure["bytes"] > 0 and figure["operations"] > 0 and figure["microseconds"] > 0
 
 
+LIBRARY_FILE = re.compile(r"usr/(include/(absl|openssl|gtest|gmock|CLI|[a-z0-9_-]+-linux-gnu/openssl)/|include/(simdjson|utf8proc|xx[a-z0-9_]*)\.h$|"
+                          r"lib/[^/]+/lib(absl_[a-z0-9_]+|crypto|ssl|simdjson|utf8proc|xxhash)\.so|lib/[^/]+/lib(gtest|gmock)(_main)?\.a$|"
+                          r"lib/[^/]+/cmake/(absl|GTest|simdjson)/|share/cmake/CLI11/|share/doc/[^/]+/copyright$)")
+
+
+@pytest.fixture(scope="module")
+def packed_source(tmp_path_factory):
+    # A space, and a name that is no regular expression: nothing may depend on where the folder lies.
+    folder = tmp_path_factory.mktemp("gpu source+")
+    done = script(SCRIPT, "source", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_sources_and_libraries_can_travel(packed_source):
+    files = list(packed_source.iterdir())
+    assert {f.name for f in files} == {"gpu_check.sh", "source.tar.gz", "libraries.tar.gz"}
+    assert max(f.stat().st_size for f in files) < PIECE_BYTES
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    with tarfile.open(packed_source / "source.tar.gz") as archive:
+        assert set(archive.getnames()) == {f for f in tracked if f and (ROOT / f).exists()}
+    with tarfile.open(packed_source / "libraries.tar.gz") as archive:
+        members = archive.getmembers()
+    assert [m.name for m in members if not LIBRARY_FILE.match(m.name) or not (m.isfile() or m.issym())] == []
+    # Links stay within the folder of the libraries, and lead to what was packed.
+    names = {m.name for m in members}
+    assert [m.name for m in members if m.issym() and f"{os.path.dirname(m.name)}/{m.linkname}" not in names] == []
+    assert {"libabsl-dev", "libssl-dev", "libssl3"} <= {n.split("/")[3] for n in names if n.endswith("/copyright")}
+
+
+def test_packed_sources_are_configured_with_the_packed_libraries_for_the_gpus_there(packed_source, tmp_path):
+    if not shutil.which("nvcc") and not os.path.exists("/usr/local/cuda/bin/nvcc"):
+        pytest.skip("no nvcc on this machine: the packed sources were not configured")
+    folder = tmp_path / "there, unpacked"
+    shutil.copytree(packed_source, folder)
+    # Archives that were too large to travel in one piece.
+    subprocess.run(["split", "--bytes=1MB", "libraries.tar.gz", "libraries.tar.gz.piece."], cwd=folder, check=True)
+    (folder / "libraries.tar.gz").unlink()
+    # A cmake that configures, but does not build; two kinds of GPU, and the driver's words about a third.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "cmake").write_text(f'#!/bin/sh\n[ "$1" != --build ] || exit 9\nexec {shutil.which("cmake")} "$@"\n')
+    (programs / "nvidia-smi").write_text("#!/bin/sh\necho 9.0\necho 12.0\necho 9.0\necho Unable to determine the device handle\nexit 15\n")
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    done = script(folder / "gpu_check.sh", "build", tmp_path / "out", PATH=f"{programs}:{os.environ['PATH']}", FIXPOINT_CUDA_ARCHITECTURES="")
+    assert done.returncode == 9, done.stdout + done.stderr
+    build = folder / "source/build/gpu_check"
+    cache = dict(re.findall(r"^(\w+):\w+=(.*)$", (build / "CMakeCache.txt").read_text(), re.MULTILINE))
+    assert cache["FIXPOINT_CUDA_ARCHITECTURES"] == "120;90a"
+    for name in ("absl_DIR", "GTest_DIR", "simdjson_DIR", "CLI11_DIR", "OPENSSL_INCLUDE_DIR", "OPENSSL_CRYPTO_LIBRARY", "UTF8PROC_INCLUDE_DIR",
+                 "UTF8PROC_LIBRARY", "XXHASH_INCLUDE_DIR"):
+        assert cache[name].startswith(f"{folder}/libraries/usr/"), f"{name}: {cache[name]}"
+    commands = [c["command"].replace("\\", "").replace('"', "") for c in json.loads((build / "compile_commands.json").read_text())]
+    assert commands and all(f"-isystem {folder}/libraries/usr/include/" in c for c in commands)
+    assert not any(re.search(r"-(I|isystem) ?/usr/(include|lib)", c) for c in commands)
+
+
 FACTS = '{"part":"facts","cublaslt":true,"device":"a, \\"b\\""}'
 LINES = [FACTS, '{"part":"products","layer":"m o","own":{"microseconds":4}}', '{"part":"products","layer":"m d","own":{"microseconds":5}}',
          '{"part":"attention","what":"decode"}']
@@ -88,7 +149,7 @@ def test_a_machine_without_a_gpu_fails(packed, tmp_path):
     assert not (folder / "gpu_bench.json").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["pack"], ["run"], ["run", "x", "--fast"], ["other", "x"]])
+@pytest.mark.parametrize("words", [[], ["pack"], ["source"], ["run"], ["run", "x", "--fast"], ["other", "x"]])
 def test_wrong_arguments_are_refused(words):
     done = script(SCRIPT, *words)
     assert done.returncode == 2 and "usage:" in done.stderr
