@@ -18,10 +18,9 @@ class Replica:
         self.port, self.http = free_ports(2)
 
     def start(self):
-        # A notice longer than Envoy's interval plus timeout.
+        # The default drain notice (5 s) is longer than Envoy's interval plus timeout.
         self.process = self.ending.enter_context(process(
-            self.log, SERVER, self.bundle, "--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http}", "--threads", "1",
-            "--drain-notice", "2.5"))
+            self.log, SERVER, self.bundle, "--listen", f"127.0.0.1:{self.port}", "--http", f"127.0.0.1:{self.http}", "--threads", "1"))
         wait_until("a replica is ready", lambda: get(f"http://127.0.0.1:{self.http}/readyz"), 30)
 
     def end(self, number):
@@ -138,22 +137,33 @@ def call(stub, api):
 
 
 class Calls:
-    """Two callers, one call after the other, as long as the block runs; every call must succeed."""
+    """Two callers and two readers of streams, one call after the other, as long as the block runs; every call must succeed. The streams keep
+    the client's connection from being idle."""
 
     def __init__(self, stub, api):
         self.stub, self.api = stub, api
-        self.stop, self.done, self.failures = threading.Event(), 0, []
+        self.stop, self.done, self.streams, self.failures = threading.Event(), 0, 0, []
 
-    def _run(self):
+    def _repeat(self, one):
         while not self.stop.is_set():
             try:
-                call(self.stub, self.api)
-                self.done += 1
+                one()
             except grpc.RpcError as error:
                 self.failures.append((error.code(), error.details()))
 
+    def _call(self):
+        call(self.stub, self.api)
+        self.done += 1
+
+    def _stream(self):
+        kinds = [m.WhichOneof("event") for m in self.stub.Generate(request(self.api, max_tokens=2500, ignore_eos=True), timeout=60)]
+        if kinds[-1] == "finished":
+            self.streams += 1
+        else:
+            self.failures.append(kinds[-1])
+
     def __enter__(self):
-        self.threads = [threading.Thread(target=self._run) for _ in range(2)]
+        self.threads = [threading.Thread(target=self._repeat, args=[one]) for one in (self._call, self._call, self._stream, self._stream)]
         for thread in self.threads:
             thread.start()
         return self
@@ -190,8 +200,8 @@ def test_a_drain_is_not_seen(proxy, stub, api):
         replica.start()
         proxy.wait_for_both()
         calls.some_more()
-    assert not calls.failures
-    print(f"{calls.done} calls around a drain")
+    assert not calls.failures and calls.streams > 0
+    print(f"{calls.done} calls and {calls.streams} streams around a drain")
     wait_until("the replica is used again",
                lambda: call(stub, api) and replica.metric('fixpoint_calls_total{code="OK",method="GenerateOnce"}') > 0, 20)
 
