@@ -106,6 +106,7 @@ absl::Status CpuExecutor::SetUp(const CpuExecutorOptions& options) {
   limits_.max_step_logits = options.max_step_logits;
 
   kv_memory_ = AlignedBuffer(static_cast<size_t>(num_blocks * block_bytes));
+  kv_memory_.AdviseHugePages();
   cache_.base = kv_memory_.as<int8_t>();
   cache_.block_bytes = static_cast<size_t>(block_bytes);
   cache_.layer_bytes = cache_.block_bytes / static_cast<size_t>(model_.config.num_hidden_layers);
@@ -143,6 +144,15 @@ void CpuExecutor::PackModel() {
   llama_.rope_sin = model_.rope_sin.data();
   llama_.embedding = model_.embedding.data();
   llama_.embedding_requantize = View(model_.embedding_requantize);
+  // One buffer for all matrices: a little model's is smaller than a huge page.
+  size_t bytes = PackedBytes(model_.head);
+  for (const ModelLayer& layer : model_.layers) {
+    for (const LinearWeights* linear :
+         {&layer.qkv, &layer.o_proj, &layer.gate_up, &layer.down_proj})
+      bytes += PackedBytes(*linear);
+  }
+  packed_ = AlignedBuffer(bytes);
+  packed_.AdviseHugePages();
   layers_.reserve(model_.layers.size());
   scores_.reserve(model_.layers.size());
   for (ModelLayer& layer : model_.layers) layers_.push_back(PackLayer(layer));
@@ -186,15 +196,22 @@ LlamaLayer CpuExecutor::PackLayer(ModelLayer& layer) {
   return view;
 }
 
+size_t CpuExecutor::PackedBytes(const LinearWeights& linear) const {
+  constexpr size_t kAlign = AlignedBuffer::kAlignment;
+  const size_t bytes = ops_->packed_weight_bytes(linear.outputs, linear.depth);
+  return (bytes + kAlign - 1) / kAlign * kAlign;
+}
+
 LlamaLinear CpuExecutor::Pack(LinearWeights& linear) {
-  AlignedBuffer packed(ops_->packed_weight_bytes(linear.outputs, linear.depth));
+  std::byte* const packed = packed_.data() + packed_bytes_;
+  packed_bytes_ += PackedBytes(linear);
+  CHECK_LE(packed_bytes_, packed_.size_bytes());
   pool_.ParallelFor(linear.outputs, kPackOutputs, [&](int64_t begin, int64_t end, int) {
     ops_->pack_weights(linear.weights.data(), linear.outputs, linear.depth,
-                       static_cast<int32_t>(begin), static_cast<int32_t>(end), packed.data());
+                       static_cast<int32_t>(begin), static_cast<int32_t>(end), packed);
   });
   std::vector<int8_t>().swap(linear.weights);
-  packed_.push_back(std::move(packed));
-  return {.packed = packed_.back().data(),
+  return {.packed = packed,
           .outputs = linear.outputs,
           .depth = linear.depth,
           .bias = linear.bias.empty() ? nullptr : linear.bias.data()};

@@ -72,6 +72,8 @@ class CpuExecutor final : public Executor {
   CpuExecutor(IntegerModel model, const Ops* ops, int32_t threads, bool pin_threads);
   absl::Status SetUp(const CpuExecutorOptions& options);
   void PackModel();
+  // Of a matrix in packed_; a multiple of AlignedBuffer::kAlignment.
+  size_t PackedBytes(const LinearWeights& linear) const;
   LlamaLinear Pack(LinearWeights& linear);
   LlamaLayer PackLayer(ModelLayer& layer);
   // Thread-local state of the kernel level (AMX tiles), once in each thread that works for some
@@ -85,7 +87,8 @@ class CpuExecutor final : public Executor {
   const Ops* const ops_;
   ThreadPool pool_;
   ExecutorLimits limits_;
-  std::vector<AlignedBuffer> packed_;
+  AlignedBuffer packed_;                          // all matrices, one behind the other
+  size_t packed_bytes_ = 0;                       // of it, taken by Pack so far
   std::vector<std::vector<ScoreParams>> scores_;  // [layers][num_attention_heads]
   std::vector<LlamaLayer> layers_;
   LlamaModel llama_;
